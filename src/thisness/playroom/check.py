@@ -1,0 +1,123 @@
+"""`thisness playroom check`: are the embedded models as good as they must be? Measured on fresh held-out renders and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .captions import ALWAYS, ATTRIBUTES, UNKNOWN, caption
+from .data import label_table
+from .models import Reader, read
+from .recipes.common import WEIGHTS
+from .recipes.vae import decode, encode, psnr
+from .render import render
+from .world import Scene, random_scene, rng_of
+
+FRESH = 10_000_000
+"""Scene seeds from here on are used by this check alone."""
+
+FLOORS: dict[str, dict[str, float]] = {
+    "vae": {"PSNR, dB": 27.0, "PSNR inside the subject, dB": 22.0},
+    "judge on renders": {
+        "class": 97, "pose": 97, "facing": 95, "background": 99, "accessory": 85, "object": 92, "colour of plain bodies": 93,
+    },
+    "judge on reconstructions": {},
+    "base at guidance 3": {
+        "class": 88, "pose": 82, "facing": 85, "background": 98, "colour of plain bodies": 85, "object": 70, "accessory": 60,
+    },
+}  # fmt: skip
+SHOWN = ("class", "pose", "facing", "background", "accessory", "object", "colour of plain bodies", "colour", "second colour", "pattern", "style")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One line of the table: `value` in per cent right, or dB; `count` pictures behind it; `floor` None where none is set."""
+
+    part: str
+    what: str
+    value: float
+    count: int
+    floor: float | None
+
+    @property
+    def passed(self) -> bool:
+        return self.floor is None or self.value >= self.floor
+
+
+def _lines(part: str, values: dict[str, tuple[float, int]]) -> list[Measured]:
+    return [Measured(part, what, value, count, FLOORS[part].get(what)) for what, (value, count) in values.items()]
+
+
+def reading(judge: Reader, images: Tensor, scenes: list[Scene]) -> dict[str, tuple[float, int]]:
+    """Per cent right and number of pictures per attribute. `accessory` and `object` count only scenes that have one."""
+    said, truth = read(judge, images), torch.from_numpy(label_table(scenes)).long()
+    column = {name: truth[:, i] for i, name in enumerate(ATTRIBUTES)}
+    out = {}
+    for name in SHOWN:
+        attribute = "colour" if name == "colour of plain bodies" else name
+        has = column[attribute] != UNKNOWN
+        if name in ("accessory", "object"):
+            has &= column[name] != ATTRIBUTES[name].index("none")
+        if name == "colour of plain bodies":
+            has &= column["pattern"] == 0
+        count = int(has.sum())
+        if count:
+            out[name] = (100 * float((said[attribute][has] == column[attribute][has]).float().mean()), count)
+    return out
+
+
+def floating(images: Tensor) -> Tensor:
+    return images.float().div(127.5).sub(1)
+
+
+def check(
+    weights: Path = WEIGHTS, *, count: int = 256, only: str | None = None, guidance: float = 3.0, steps: int = 25,
+    progress: Callable[[str], None] = lambda line: None, sheet: Path | None = None,
+) -> list[Measured]:  # fmt: skip
+    """Measure the shipped models.
+
+    Args:
+        weights: folder with `playroom-sd` and `judge`.
+        count: fresh renders, and prompts.
+        only: one of the parts of `FLOORS`, to measure that alone.
+        guidance, steps: of the pictures drawn with the base.
+        progress: told what is being measured.
+        sheet: where to put a sheet of the first 48 drawn pictures.
+
+    Returns:
+        Lines of the table; a line without a floor always passes.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    from .recipes.unet import sample_latents
+
+    judge = Reader.load(weights / "judge")
+    lines: list[Measured] = []
+    scenes = [random_scene(FRESH + 4 * i, "held-out", companion=0, accessory=0.5, prop=0.5) for i in range(count)]
+    plain = [random_scene(FRESH + 4 * i, "held-out", companion=0, styled=0, accessory=0.5, prop=0.5) for i in range(count)]
+    base = StableDiffusionPipeline.from_pretrained(weights / "playroom-sd", safety_checker=None, requires_safety_checker=False)
+    base.set_progress_bar_config(disable=True)
+    if only in (None, "vae", "judge on renders", "judge on reconstructions"):
+        progress("renders and reconstructions")
+        made = render(scenes)
+        images = floating(made.images)
+        decoded = decode(base.vae, encode(base.vae, images)[0])
+        inside = psnr(decoded, images, made.masks[:, :1].float() / 255)
+        lines += _lines("vae", {"PSNR, dB": (float(psnr(decoded, images)), count), "PSNR inside the subject, dB": (float(inside), count)})
+        lines += _lines("judge on renders", reading(judge, images, scenes))
+        lines += _lines("judge on reconstructions", reading(judge, decoded, scenes))
+    if only in (None, "base at guidance 3"):
+        progress(f"pictures drawn for {count} held-out captions")
+        sentences = [caption(scene, rng_of("check", i), ALWAYS) for i, scene in enumerate(plain)]
+        latents = sample_latents(base.unet, base.text_encoder, base.tokenizer, sentences, steps=steps, guidance=guidance, seed=7)
+        drawn = decode(base.vae, latents / base.vae.config.scaling_factor)
+        lines += _lines("base at guidance 3", reading(judge, drawn, plain))
+        if sheet:
+            from .recipes.common import picture_grid
+
+            picture_grid(drawn[:48], sheet, 8)
+    return [line for line in lines if only is None or line.part == only]

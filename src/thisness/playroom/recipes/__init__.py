@@ -1,0 +1,1 @@
+"""How each embedded model is trained: one file a model, all through `thisness.training`."""
