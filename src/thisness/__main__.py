@@ -1,0 +1,6 @@
+"""`python -m thisness`: the command line."""
+
+from thisness.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""`thisness generate`: pictures from a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thisness.cli.options import parse_seeds
+from thisness.errors import UserError
+
+BaseOption = Annotated[str, typer.Option("--base", metavar="NAME", help="Embedded name, local folder, or hub id.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N ...")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base's own by default.")]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help='The sentence; "{subject}" stands for the subject.')],
+    base: BaseOption = "playroom-sd",
+    concept: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A learned concept (from `thisness learn`).")
+    ] = None,
+    adjust: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:KEY=VALUE", help="Adjust the conditioning; repeatable.")
+    ] = None,
+    attach: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:KEY=VALUE", help="Attach to the model's attention; repeatable.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds and ranges, e.g. 0-3,7: one picture each.")] = "0-3",
+    negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Sampling steps; the base's own by default.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0.0, max=100.0, help="Classifier-free guidance; the base's own by default.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm++ ...; the base's own by default.")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="In pixels; the base's own by default.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="In pixels; the base's own by default.")] = None,
+    eta: Annotated[float, typer.Option(min=0.0, max=1.0, help="Noise added by DDIM: 0 none, 1 as DDPM.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, max=256, help="Pictures made at once.")] = 4,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, the sheet and the record.")] = Path("out"),
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+) -> None:
+    """Make pictures from a sentence, with or without a learned concept.
+
+    Writes one PNG for each seed, a sheet of all, and the record that replays them (`thisness inspect PNG --replay`).
+    """
+    from thisness.recipe import parse_spec
+
+    numbers = parse_seeds(seeds)
+    adjustments = [parse_spec(text, kind="adjustment") for text in adjust or []]
+    attachments = [parse_spec(text, kind="attachment") for text in attach or []]
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file: name a folder")
+
+    from thisness.cli.loading import open_base, open_concept
+    from thisness.generation import generate as make
+    from thisness.sampling import SamplingOptions
+
+    loaded = open_base(base, device, dtype)
+    learned = open_concept(concept, loaded) if concept is not None else None
+    options = SamplingOptions(steps=steps, guidance=guidance, scheduler=scheduler, height=height, width=width, eta=eta)
+    result = make(
+        loaded,
+        prompt,
+        concept=learned,
+        adjust=adjustments,
+        interventions=attachments,
+        seeds=numbers,
+        negative=negative,
+        options=options,
+        batch_size=batch_size,
+        progress=True,
+    )
+    result.save(out)
+    typer.echo(f"{len(result.images)} picture{'s' if len(result.images) > 1 else ''} in {out}")

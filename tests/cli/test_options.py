@@ -1,0 +1,117 @@
+"""What the commands read from the line. Oracle: values worked out by hand, and the words of the messages."""
+
+from dataclasses import MISSING, dataclass, field
+from typing import Literal
+
+import pytest
+
+from thisness.cli.options import convert, fields, parse_seeds, parse_settings
+from thisness.errors import ConfigurationError, UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 100
+    lr: float = 1e-3
+    prior: bool = True
+    rank: int | None = None
+    noise: Literal["gaussian", "none"] = "gaussian"
+    targets: tuple[str, ...] = ("to_q", "to_v")
+    betas: tuple[float, float] = (0.9, 0.999)
+    word: str = field(default="sks", metadata={"help": "the rare word"})
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+
+
+@pytest.mark.parametrize(
+    "text, seeds",
+    [
+        ("0", (0,)),
+        ("0-3,7", (0, 1, 2, 3, 7)),
+        (" 5 , 1-2 ", (5, 1, 2)),
+        ("3,1-4", (3, 1, 2, 4)),
+        (str(2**63 - 1), (2**63 - 1,)),
+        ("0-9999", tuple(range(10_000))),
+    ],
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "neither a seed nor a range"),
+        ("1,,2", "neither a seed nor a range"),
+        ("-1", "neither a seed nor a range"),
+        ("1.5", "neither a seed nor a range"),
+        ("a", "write e.g. 0-3,7"),
+        ("7-3", "write 3-7"),
+        (str(2**63), "too large"),
+        ("0-10000", "more than 10000"),
+        ("0-9998,20000-20001", "more than 10000"),
+        ("0-99999999999999", "more than 10000"),
+    ],
+)
+def test_seeds_that_are_none(text, says):
+    with pytest.raises(UserError, match=says):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    "pair, value",
+    [
+        ("steps=20", 20),
+        ("steps=10_000", 10_000),
+        ("lr=5e-4", 5e-4),
+        ("lr=1", 1.0),
+        ("prior=false", False),
+        ("prior=yes", True),
+        ("rank=none", None),
+        ("rank=8", 8),
+        ("noise=none", "none"),
+        ("targets=to_k, to_v", ("to_k", "to_v")),
+        ("betas=0.5,0.6", (0.5, 0.6)),
+        ("word=a=b", "a=b"),
+        ("sizes=3,4", [3, 4]),
+    ],
+)
+def test_settings_have_the_types_of_their_fields(pair, value):
+    (found,) = parse_settings([pair], Settings, "it").values()
+    assert found == value and type(found) is type(value)
+
+
+def test_a_repeated_setting_has_its_last_value_and_dashes_are_underscores():
+    assert parse_settings(["steps=1", "steps=2"], Settings, "it") == {"steps": 2}
+
+
+def test_everything_wrong_is_said_at_once():
+    with pytest.raises(ConfigurationError) as error:
+        parse_settings(["stepz=3", "lr=fast", "prior", "noise=loud", "betas=1", "steps=1.5"], Settings, "dreambooth")
+    message = str(error.value)
+    assert "dreambooth has no setting 'stepz' (did you mean 'steps'?)" in message
+    assert "lr='fast': expected number" in message
+    assert "'prior' is not of the form key=value" in message
+    assert "noise='loud': expected gaussian|none" in message
+    assert "betas='1'" in message and "steps='1.5': expected whole number" in message
+    assert "\n" not in message
+
+
+def test_fields_with_defaults_and_meanings():
+    known = fields(Settings)
+    assert known["word"] == (str, "sks", "the rare word")
+    assert known["sizes"][1] == [1, 2]
+
+    @dataclass
+    class Needs:
+        width: int
+
+    assert fields(Needs)["width"][1] is MISSING
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [("fast", float), ("nan", float), ("inf", float), ("", int), ("maybe", bool), ("3", type(None)), ("x", dict)],
+)
+def test_what_is_no_value_of_a_type(text, kind):
+    with pytest.raises(ValueError):
+        convert(text, kind)
