@@ -29,6 +29,17 @@ def accuracy(reader: Reader, images: Tensor, labels: Tensor) -> dict[str, float]
     return out
 
 
+def unambiguous(labels: Tensor) -> Tensor:
+    """Labels (N, len(ATTRIBUTES)) without what cannot be asked of a picture of two toys: which of them is the subject."""
+    names = list(ATTRIBUTES)
+    pair = labels[:, names.index("companion")] != ATTRIBUTES["companion"].index("none")
+    labels = labels.clone()
+    for i, name in enumerate(names):
+        if name not in ("background", "style"):
+            labels[pair, i] = UNKNOWN
+    return labels
+
+
 def _augment(x: Tensor, rng: torch.Generator) -> Tensor:
     """What decoders and samplers do to pictures: blur, loss of resolution, noise; and small shifts."""
     kind = float(torch.rand((), generator=rng))
@@ -50,7 +61,7 @@ class ReaderTask(Task):
     def __init__(self, kind: str, data: PlayroomData, held_out: PlayroomData, batch_size: int = 64) -> None:
         self.name, self.data, self.held_out, self.batch_size = kind, data, held_out, batch_size
         self.reader = Reader(kind)
-        self.labels = torch.from_numpy(data.labels).long()
+        self.labels = unambiguous(torch.from_numpy(data.labels).long())
 
     def modules(self) -> dict[str, nn.Module]:
         return {"reader": self.reader}
@@ -72,4 +83,4 @@ class ReaderTask(Task):
         self.reader.eval()
         device = next(self.reader.parameters()).device
         images = self.held_out.pictures(range(512)).to(device)
-        return accuracy(self.reader, images, torch.from_numpy(self.held_out.labels[:512]).long().to(device))
+        return accuracy(self.reader, images, unambiguous(torch.from_numpy(self.held_out.labels[:512]).long()).to(device))

@@ -1,0 +1,193 @@
+"""Every embedded model in dependency order; each step is skipped when done, resumed when begun.
+
+    data ─► teacher ─► features ─┐
+      │                          ├─► unet ─┐
+      ├──► vae ─► latents ───────┘         ├─► playroom-sd (fp16, a plain diffusers folder)
+      │       └──► vae-decoder ────────────┤
+      │    text ───────────────────────────┘
+      └──► judge
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...errors import UserError, nearest
+from ...files import write_json
+from ...training.loop import LoopConfig, Task, train
+from ..models import Reader, make_scheduler
+from .cache import encoded
+from .common import WEIGHTS, Workplace
+
+ORDER = ("data", "teacher", "vae", "text", "latents", "features", "judge", "unet", "vae-decoder", "assemble")
+
+
+class Parts:
+    """The finished pieces of the Stable Diffusion base, loaded when asked for."""
+
+    def __init__(self, place: Workplace) -> None:
+        self.place = place
+
+    @property
+    def vae(self):
+        from diffusers import AutoencoderKL
+
+        sharper = self.place.built("vae-decoder")
+        return AutoencoderKL.from_pretrained(sharper if (sharper / "config.json").exists() else self.place.built("vae")).eval()
+
+    @property
+    def text_encoder(self):
+        from transformers import CLIPTextModel
+
+        return CLIPTextModel.from_pretrained(self.place.built("text")).eval()
+
+    @property
+    def tokenizer(self):
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.place.built("text"))
+
+
+def _run(task: Task, config: LoopConfig, place: Workplace, steps: int | None, stop_after: float | None) -> bool:
+    config = replace(config, steps=steps) if steps else config
+    result = train(task, config, place.root / task.name, device=place.device, stop_after=stop_after)
+    return result.finished
+
+
+def train_reader(kind: str, place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from .reader import JUDGE, TEACHER, ReaderTask
+
+    task = ReaderTask(kind, place.train_data(), place.held_out_data())
+    done = _run(task, TEACHER if kind == "teacher" else JUDGE, place, steps, stop_after)
+    if done:
+        task.reader.cpu().eval().save(place.built(kind))
+    return done
+
+
+def train_vae(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from .vae import JOINT, VaeTask, encode
+
+    task = VaeTask(place.train_data(), place.held_out_data(), steps or JOINT.steps)
+    done = _run(task, JOINT, place, steps, stop_after)
+    if done:
+        vae = task.vae.cpu().eval()
+        mean, _ = encode(vae, place.train_data().pictures(range(512)))
+        vae.register_to_config(scaling_factor=float(1 / mean.std()), latents_mean=None, latents_std=None)
+        vae.save_pretrained(place.built("vae"))
+    return done
+
+
+def train_decoder(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from diffusers import AutoencoderKL
+
+    from .vae import DECODER, DecoderTask
+
+    latents = encoded("latents", place, place.built("vae"))
+    vae = AutoencoderKL.from_pretrained(place.built("vae"))
+    task = DecoderTask(vae, place.train_data(), place.held_out_data(), latents, steps or DECODER.steps)
+    done = _run(task, DECODER, place, steps, stop_after)
+    if done:
+        task.ema["vae"].cpu().eval().save_pretrained(place.built("vae-decoder"))
+    return done
+
+
+def train_text(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from .text import TEXT, TextTask
+
+    task = TextTask(scenes=place.pictures)
+    done = _run(task, TEXT, place, steps, stop_after)
+    if done:
+        task.encoder.cpu().eval().save_pretrained(place.built("text"))
+        task.tokenizer.save_pretrained(place.built("text"))
+    return done
+
+
+def train_unet(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from .unet import UNET, UNetTask
+
+    latents, features = encoded("latents", place, place.built("vae")), encoded("features", place, place.built("teacher"))
+    task = UNetTask(Parts(place), place.train_data(), latents, features)
+    done = _run(task, UNET, place, steps, stop_after)
+    if done:
+        task.ema["unet"].cpu().eval().save_pretrained(place.built("unet"))
+    return done
+
+
+def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None) -> None:
+    """Write `playroom-sd`, `teacher` and `judge` as fp16 safetensors that plain diffusers and transformers read in fp32."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    parts = Parts(place)
+    pipe = StableDiffusionPipeline(
+        vae=parts.vae.half(),
+        text_encoder=parts.text_encoder.half(),
+        tokenizer=parts.tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(unet or place.built("unet")).half(),
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = target / "playroom-sd"
+    pipe.save_pretrained(folder)
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    config["dtype"] = "float32"  # transformers would else load the text encoder in half precision, diffusers the rest in full
+    write_json(folder / "text_encoder" / "config.json", config)
+    for kind in ("teacher", "judge"):
+        if (place.built(kind) / "config.json").exists():
+            Reader.load(place.built(kind)).save(target / kind)
+
+
+STEPS: dict[str, Callable[..., bool]] = {
+    "teacher": lambda place, **kw: train_reader("teacher", place, **kw),
+    "judge": lambda place, **kw: train_reader("judge", place, **kw),
+    "vae": train_vae,
+    "vae-decoder": train_decoder,
+    "text": train_text,
+    "unet": train_unet,
+}
+
+
+def run(what: str, place: Workplace, *, steps: int | None = None, stop_after: float | None = None, target: Path = WEIGHTS) -> bool:
+    """Train one model or `all`.
+
+    Args:
+        what: one of `ORDER`, or `all`; `reader` is `teacher` and `judge`.
+        place: folders, number of pictures, processes, device.
+        steps: instead of the recipe's own number.
+        stop_after: seconds after which training stops with a checkpoint (False is returned; the same call goes on later).
+        target: where `assemble` writes.
+
+    Returns:
+        Whether everything asked for is finished.
+
+    Raises:
+        UserError: an unknown name, or something that must be trained before.
+    """
+    torch.manual_seed(0)
+    names = ORDER if what == "all" else ("teacher", "judge") if what == "reader" else (what,)
+    for name in names:
+        if name not in ORDER:
+            raise UserError(f"no recipe is called {name!r}{nearest(name, [*ORDER, 'all'])}: use one of all, reader, {', '.join(ORDER)}")
+        if what == "all" and name in STEPS and (place.built(name) / "config.json").exists():
+            continue
+        needs = {"latents": ["vae"], "features": ["teacher"], "unet": ["vae", "text", "teacher"], "vae-decoder": ["vae"]}
+        missing = [need for need in needs.get(name, []) if not (place.built(need) / "config.json").exists()]
+        if missing:
+            raise UserError(f"{name} needs {' and '.join(missing)} first: thisness playroom train {missing[0]}")
+        if name == "data":
+            place.train_data(), place.held_out_data()
+        elif name == "latents":
+            encoded("latents", place, place.built("vae"))
+        elif name == "features":
+            encoded("features", place, place.built("teacher"))
+        elif name == "assemble":
+            assemble(place, target)
+        elif not STEPS[name](place, steps=steps, stop_after=stop_after):
+            return False
+    return True
