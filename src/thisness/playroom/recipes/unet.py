@@ -23,8 +23,8 @@ from .common import draw, picture_grid
 from .text import tokenize
 
 UNET = LoopConfig(
-    steps=14000, lr=8e-4, betas=(0.9, 0.99), weight_decay=0.01, warmup=100, schedule="linear-tail", tail=0.25, final_fraction=0.02,
-    clip=1.0, ema=0.999, precision="bf16", seed=6, preview_every=2000,
+    steps=8000, lr=8e-4, betas=(0.9, 0.99), weight_decay=0.01, warmup=100, schedule="linear-tail", tail=0.3, final_fraction=0.02,
+    clip=1.0, ema=0.999, precision="bf16", seed=6, preview_every=1000,
 )  # fmt: skip
 FEATURES, MASK, POOLED = 0.5, 0.2, 0.05  # weights of the auxiliary losses
 SUBJECT_WEIGHT = 1.5
