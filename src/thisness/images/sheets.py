@@ -82,7 +82,7 @@ def _as_tile(entry: Tile | Image.Image | tuple[Image.Image, str]) -> Tile:
 
 
 def _style(tile: int) -> _Style:
-    size = max(round(tile * 0.075), 10)
+    size = max(round(tile * 0.075), 12)
     text, head = ImageFont.load_default(size), ImageFont.load_default(round(size * 1.2))
     return _Style(tile, max(tile // 14, 6), max(tile // 8, 10), text, head, round(size * 1.35), round(size * 1.9))
 
