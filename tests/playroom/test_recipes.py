@@ -81,7 +81,9 @@ def test_strange_words_come_now_and_then_and_take_nothing_away() -> None:
     out = [estranged("a red dog", rng) for _ in range(2000)]
     changed = [s for s in out if s != "a red dog"]
     assert 0.11 < len(changed) / 2000 < 0.19
-    assert all([w for w in s.split() if w in ("a", "red", "dog")][:3] == ["a", "red", "dog"] or "a" in s for s in changed)
+    assert all(
+        [w for w in s.split() if w in ("a", "red", "dog")][:3] == ["a", "red", "dog"] or "a" in s for s in changed
+    )
     assert all(len(s.split()) == 4 for s in changed)
 
 
@@ -148,7 +150,9 @@ def test_unet_task_learns_and_its_heads_see_the_taps(data: PlayroomData, tokeniz
     torch.manual_seed(0)
     parts = SimpleNamespace(vae=make_vae(), text_encoder=make_text_encoder(tokenizer), tokenizer=tokenizer)
     rows = np.random.default_rng(0)
-    task = UNetTask(parts, data, rows.standard_normal((16, 8, 16, 16)), rows.standard_normal((16, 96, 8, 8)), batch_size=4)
+    task = UNetTask(
+        parts, data, rows.standard_normal((16, 8, 16, 16)), rows.standard_normal((16, 96, 8, 8)), batch_size=4
+    )
     task.on_start(torch.device("cpu"))
     optimizer = torch.optim.AdamW([p for m in task.modules().values() for p in m.parameters()], 3e-4)
     losses = []

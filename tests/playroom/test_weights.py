@@ -24,7 +24,9 @@ MIB = 1 << 20
 def base():
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "playroom-sd", safety_checker=None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        WEIGHTS / "playroom-sd", safety_checker=None, requires_safety_checker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -56,7 +58,9 @@ def test_plain_diffusers_loads_in_single_precision_and_the_vocabulary_fits(base)
 def test_autoencoder_keeps_held_out_pictures(base) -> None:
     images = floating(render([random_scene(FRESH + 4 * i, "held-out") for i in range(12)]).images)
     decoded = decode(base.vae, encode(base.vae, images)[0])
-    assert float(psnr(decoded, images)) > FLOORS["vae"]["PSNR, dB"] - 2.5  # twelve pictures scatter; `check` holds the floor
+    assert (
+        float(psnr(decoded, images)) > FLOORS["vae"]["PSNR, dB"] - 2.5
+    )  # twelve pictures scatter; `check` holds the floor
     shuffled = decoded.roll(1, 0)
     assert float(psnr(shuffled, images)) < 20
 
@@ -75,7 +79,9 @@ def test_base_draws_what_the_caption_says_and_guidance_helps(base, judge: Reader
     sentences = [caption(scene, rng_of("weights", i), ALWAYS) for i, scene in enumerate(scenes)]
 
     def drawn(guidance: float) -> dict[str, float]:
-        latents = sample_latents(base.unet, base.text_encoder, base.tokenizer, sentences, steps=12, guidance=guidance, seed=3)
+        latents = sample_latents(
+            base.unet, base.text_encoder, base.tokenizer, sentences, steps=12, guidance=guidance, seed=3
+        )
         images = decode(base.vae, latents / base.vae.config.scaling_factor)
         return {name: value for name, (value, _) in reading(judge, images, scenes).items()}
 
@@ -91,5 +97,8 @@ def test_a_value_under_its_floor_does_not_pass() -> None:
 
 def test_scaling_factor_brings_latents_to_unit_size(base) -> None:
     images = floating(render([random_scene(FRESH + 4 * i, "held-out") for i in range(24)]).images)
-    latents = encode(base.vae, images)[0] * json.loads((WEIGHTS / "playroom-sd/vae/config.json").read_text())["scaling_factor"]
+    latents = (
+        encode(base.vae, images)[0]
+        * json.loads((WEIGHTS / "playroom-sd/vae/config.json").read_text())["scaling_factor"]
+    )
     assert 0.85 < float(latents.std()) < 1.15

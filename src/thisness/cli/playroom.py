@@ -1,4 +1,5 @@
-"""`thisness playroom`: sheets, subjects and datasets of the rendered world; training and checking the embedded models."""
+"""`thisness playroom`: sheets, subjects and datasets of the rendered world; training and checking the embedded
+models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The Playroom: a rendered world of soft clay toys, and the embedded models trained on it.
 
-Ground truth for everything that personalization is about: who the subject is, its pose, its place, what it wears, where its pixels are.
+Ground truth for everything that personalization is about: who the subject is, its pose, its place, what it wears,
+where its pixels are.
 """
 
 from __future__ import annotations
@@ -20,9 +21,21 @@ _HOME = {
     **dict.fromkeys(("held_out_identity", "held_out_subjects", "write_subject"), "subjects"),
 }
 __all__ = [
-    "ATTRIBUTES", "Identity", "Rendering", "Scene", "Toy", "caption", "change", "held_out_identity", "held_out_subjects", "identity",
-    "labels", "random_scene", "render", "write_subject",
-]  # fmt: skip
+    "ATTRIBUTES",
+    "Identity",
+    "Rendering",
+    "Scene",
+    "Toy",
+    "caption",
+    "change",
+    "held_out_identity",
+    "held_out_subjects",
+    "identity",
+    "labels",
+    "random_scene",
+    "render",
+    "write_subject",
+]
 
 
 def __getattr__(name: str) -> object:

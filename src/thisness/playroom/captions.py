@@ -1,7 +1,8 @@
 """Sentences for scenes, and what each sentence really says.
 
-A caption mentions each attribute with its own probability (colour and pattern words are sometimes left out, since identity is more than
-them); `Mentions` records what it says, so that a text encoder can be taught, and a judge can be asked, exactly that.
+A caption mentions each attribute with its own probability (colour and pattern words are sometimes left out, since
+identity is more than them); `Mentions` records what it says, so that a text encoder can be taught, and a judge can
+be asked, exactly that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`thisness playroom check`: are the embedded models as good as they must be? Measured on fresh held-out renders and prompts."""
+"""`thisness playroom check`: are the embedded models as good as they must be? Measured on fresh held-out renders and
+prompts."""
 
 from __future__ import annotations
 
@@ -23,19 +24,44 @@ FRESH = 10_000_000
 FLOORS: dict[str, dict[str, float]] = {
     "vae": {"PSNR, dB": 27.0, "PSNR inside the subject, dB": 22.0},
     "judge on renders": {
-        "class": 97, "pose": 97, "facing": 95, "background": 99, "accessory": 85, "object": 92, "colour of plain bodies": 93,
+        "class": 97,
+        "pose": 97,
+        "facing": 95,
+        "background": 99,
+        "accessory": 85,
+        "object": 92,
+        "colour of plain bodies": 93,
     },
     "judge on reconstructions": {},
     "base at guidance 3": {
-        "class": 88, "pose": 82, "facing": 85, "background": 98, "colour of plain bodies": 85, "object": 70, "accessory": 60,
+        "class": 88,
+        "pose": 82,
+        "facing": 85,
+        "background": 98,
+        "colour of plain bodies": 85,
+        "object": 70,
+        "accessory": 60,
     },
-}  # fmt: skip
-SHOWN = ("class", "pose", "facing", "background", "accessory", "object", "colour of plain bodies", "colour", "second colour", "pattern", "style")
+}
+SHOWN = (
+    "class",
+    "pose",
+    "facing",
+    "background",
+    "accessory",
+    "object",
+    "colour of plain bodies",
+    "colour",
+    "second colour",
+    "pattern",
+    "style",
+)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One line of the table: `value` in per cent right, or dB; `count` pictures behind it; `floor` None where none is set."""
+    """One line of the table: `value` in per cent right, or dB; `count` pictures behind it; `floor` None where none
+    is set."""
 
     part: str
     what: str
@@ -75,9 +101,15 @@ def floating(images: Tensor) -> Tensor:
 
 
 def check(
-    weights: Path = WEIGHTS, *, count: int = 256, only: str | None = None, guidance: float = 3.0, steps: int = 25,
-    progress: Callable[[str], None] = lambda line: None, sheet: Path | None = None,
-) -> list[Measured]:  # fmt: skip
+    weights: Path = WEIGHTS,
+    *,
+    count: int = 256,
+    only: str | None = None,
+    guidance: float = 3.0,
+    steps: int = 25,
+    progress: Callable[[str], None] = lambda line: None,
+    sheet: Path | None = None,
+) -> list[Measured]:
     """Measure the shipped models.
 
     Args:
@@ -98,8 +130,12 @@ def check(
     judge = Reader.load(weights / "judge")
     lines: list[Measured] = []
     scenes = [random_scene(FRESH + 4 * i, "held-out", companion=0, accessory=0.5, prop=0.5) for i in range(count)]
-    plain = [random_scene(FRESH + 4 * i, "held-out", companion=0, styled=0, accessory=0.5, prop=0.5) for i in range(count)]
-    base = StableDiffusionPipeline.from_pretrained(weights / "playroom-sd", safety_checker=None, requires_safety_checker=False)
+    plain = [
+        random_scene(FRESH + 4 * i, "held-out", companion=0, styled=0, accessory=0.5, prop=0.5) for i in range(count)
+    ]
+    base = StableDiffusionPipeline.from_pretrained(
+        weights / "playroom-sd", safety_checker=None, requires_safety_checker=False
+    )
     base.set_progress_bar_config(disable=True)
     if only in (None, "vae", "judge on renders", "judge on reconstructions"):
         progress("renders and reconstructions")
@@ -107,13 +143,18 @@ def check(
         images = floating(made.images)
         decoded = decode(base.vae, encode(base.vae, images)[0])
         inside = psnr(decoded, images, made.masks[:, :1].float() / 255)
-        lines += _lines("vae", {"PSNR, dB": (float(psnr(decoded, images)), count), "PSNR inside the subject, dB": (float(inside), count)})
+        lines += _lines(
+            "vae",
+            {"PSNR, dB": (float(psnr(decoded, images)), count), "PSNR inside the subject, dB": (float(inside), count)},
+        )
         lines += _lines("judge on renders", reading(judge, images, scenes))
         lines += _lines("judge on reconstructions", reading(judge, decoded, scenes))
     if only in (None, "base at guidance 3"):
         progress(f"pictures drawn for {count} held-out captions")
         sentences = [caption(scene, rng_of("check", i), ALWAYS) for i, scene in enumerate(plain)]
-        latents = sample_latents(base.unet, base.text_encoder, base.tokenizer, sentences, steps=steps, guidance=guidance, seed=7)
+        latents = sample_latents(
+            base.unet, base.text_encoder, base.tokenizer, sentences, steps=steps, guidance=guidance, seed=7
+        )
         drawn = decode(base.vae, latents / base.vae.config.scaling_factor)
         lines += _lines("base at guidance 3", reading(judge, drawn, plain))
         if sheet:

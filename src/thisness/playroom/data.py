@@ -1,4 +1,5 @@
-"""Rendered datasets on disk: memory-mapped pictures and masks, labels, and the scenes' seeds; resumable, made in blocks."""
+"""Rendered datasets on disk: memory-mapped pictures and masks, labels, and the scenes' seeds; resumable, made in
+blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class PlayroomData:
-    """images: uint8 memmap (N, 3, S, S); masks: uint8 memmap (N, 2, S, S); labels: int8 (N, len(ATTRIBUTES)). Row i is scene seed i."""
+    """images: uint8 memmap (N, 3, S, S); masks: uint8 memmap (N, 2, S, S); labels: int8 (N, len(ATTRIBUTES)). Row i
+    is scene seed i."""
 
     images: np.ndarray
     masks: np.ndarray
@@ -68,7 +70,8 @@ def _one_thread() -> None:
 def dataset(
     folder: Path, count: int, *, size: int = 128, split: Split = "train", workers: int = 1, device: str = "cpu"
 ) -> PlayroomData:
-    """Open the dataset in `folder`, rendering whatever is missing of its first `count` scenes (whole blocks; a stop loses one block).
+    """Open the dataset in `folder`, rendering whatever is missing of its first `count` scenes (whole blocks; a stop
+    loses one block).
 
     Args:
         folder: where `images.u8`, `masks.u8`, `state.json` live.
@@ -87,7 +90,9 @@ def dataset(
     state = json.loads(state_file.read_text()) if state_file.exists() else {**kind, "done": []}
     if any(state[name] != value for name, value in kind.items()):
         found = {name: state[name] for name in kind}
-        raise ConfigurationError(f"{folder} holds pictures of {found}, but {kind} was asked for: use another folder or delete it")
+        raise ConfigurationError(
+            f"{folder} holds pictures of {found}, but {kind} was asked for: use another folder or delete it"
+        )
     for name, channels in (("images", 3), ("masks", 2)):
         path, needed = folder / f"{name}.u8", blocks * BLOCK * channels * size * size
         path.touch()

@@ -97,10 +97,11 @@ def make_scheduler() -> DDIMScheduler:
 
 
 class Reader(nn.Module):
-    """Reads every attribute of `captions.ATTRIBUTES` out of a picture: a transformers backbone, a neck, one linear head per attribute.
+    """Reads every attribute of `captions.ATTRIBUTES` out of a picture: a transformers backbone, a neck, one linear
+    head per attribute.
 
-    Two of them exist: the *teacher* (a ResNet on 64 px, whose features guide the UNet's training) and the *judge* (a ConvNeXt on 128 px,
-    never used in training anything).
+    Two of them exist: the *teacher* (a ResNet on 64 px, whose features guide the UNet's training) and the *judge* (a
+    ConvNeXt on 128 px, never used in training anything).
     """
 
     def __init__(self, kind: str) -> None:
@@ -112,18 +113,28 @@ class Reader(nn.Module):
         if kind == "teacher":
             self.size, widths = 64, [32, 64, 96, 160]
             self.backbone = ResNetModel(
-                ResNetConfig(embedding_size=32, hidden_sizes=widths, depths=[1, 1, 1, 1], layer_type="basic", downsample_in_first_stage=False)
+                ResNetConfig(
+                    embedding_size=32,
+                    hidden_sizes=widths,
+                    depths=[1, 1, 1, 1],
+                    layer_type="basic",
+                    downsample_in_first_stage=False,
+                )
             )
             self.backbone.embedder.pooler = nn.Identity()
             grid = 4
         elif kind == "judge":
             self.size, widths = 128, [40, 80, 128, 160]
-            self.backbone = ConvNextModel(ConvNextConfig(hidden_sizes=widths, depths=[1, 1, 2, 1], image_size=128, drop_path_rate=0.0))
+            self.backbone = ConvNextModel(
+                ConvNextConfig(hidden_sizes=widths, depths=[1, 1, 2, 1], image_size=128, drop_path_rate=0.0)
+            )
             grid = 4
         else:
             raise ValueError(f"a reader is a teacher or a judge, not {kind!r}")
         self.neck = nn.Linear(widths[-1] * grid * grid, 320)
-        self.heads = nn.ModuleDict({name.replace(" ", "_"): nn.Linear(320, len(values)) for name, values in ATTRIBUTES.items()})
+        self.heads = nn.ModuleDict(
+            {name.replace(" ", "_"): nn.Linear(320, len(values)) for name, values in ATTRIBUTES.items()}
+        )
 
     def _resized(self, x: Tensor) -> Tensor:
         if x.shape[-1] == self.size:
@@ -149,8 +160,17 @@ class Reader(nn.Module):
         from ..files import save_tensors, write_json
 
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(folder / "model.safetensors", {name: value.half().contiguous() if value.is_floating_point() else value for name, value in self.state_dict().items()})
-        write_json(folder / "config.json", {"kind": self.kind, "attributes": {name: list(values) for name, values in ATTRIBUTES.items()}})
+        save_tensors(
+            folder / "model.safetensors",
+            {
+                name: value.half().contiguous() if value.is_floating_point() else value
+                for name, value in self.state_dict().items()
+            },
+        )
+        write_json(
+            folder / "config.json",
+            {"kind": self.kind, "attributes": {name: list(values) for name, values in ATTRIBUTES.items()}},
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Reader:
@@ -158,7 +178,9 @@ class Reader(nn.Module):
 
         reader = cls(json.loads((folder / "config.json").read_text())["kind"])
         tensors = load_tensors(folder / "model.safetensors")
-        reader.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
+        reader.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        )
         return reader.eval()
 
 

@@ -1,7 +1,7 @@
 """Soft clay parts: what toys and backgrounds are made of before they become pixels.
 
-A part is an ellipse, a rounded box or a tapered capsule with a colour, lighting and an optional pattern in its own coordinates. World
-coordinates: x right and y down, both in [-1, 1] over the picture; lengths in the same unit.
+A part is an ellipse, a rounded box or a tapered capsule with a colour, lighting and an optional pattern in its own
+coordinates. World coordinates: x right and y down, both in [-1, 1] over the picture; lengths in the same unit.
 """
 
 from __future__ import annotations
@@ -11,10 +11,32 @@ from dataclasses import dataclass, field
 
 from .world import RGB, Identity
 
-FIELDS = (
-    "x y angle half_length radius_start radius_end squash boxed shade red green blue pattern softness alpha layer gloss "
-    "red2 green2 blue2 phase_u phase_v frequency threshold"
-).split()
+FIELDS = [
+    "x",
+    "y",
+    "angle",
+    "half_length",
+    "radius_start",
+    "radius_end",
+    "squash",
+    "boxed",
+    "shade",
+    "red",
+    "green",
+    "blue",
+    "pattern",
+    "softness",
+    "alpha",
+    "layer",
+    "gloss",
+    "red2",
+    "green2",
+    "blue2",
+    "phase_u",
+    "phase_v",
+    "frequency",
+    "threshold",
+]
 BACKGROUND, SUBJECT, COMPANION, WORN, PROP = range(5)
 """Layers: who a part belongs to. Masks are the visible pixels of SUBJECT and of COMPANION."""
 
@@ -60,7 +82,9 @@ class Clay:
     def __post_init__(self) -> None:
         self.frame()
 
-    def frame(self, x: float = 0.0, y: float = 0.0, angle: float = 0.0, scale: float = 1.0, mirror: bool = False) -> None:
+    def frame(
+        self, x: float = 0.0, y: float = 0.0, angle: float = 0.0, scale: float = 1.0, mirror: bool = False
+    ) -> None:
         self.x, self.y, self.angle, self.scale, self.flip = x, y, angle, scale, -1.0 if mirror else 1.0
         self.cos, self.sin = math.cos(angle), math.sin(angle)
 
@@ -85,22 +109,46 @@ class Clay:
         alpha: float = 1.0,
         gloss: float | None = None,
     ) -> None:
-        """One part: `squash` is the ratio of half-thickness to radius, `shade` 0 is flat paint, `softness` blurs the edge (length)."""
+        """One part: `squash` is the ratio of half-thickness to radius, `shade` 0 is flat paint, `softness` blurs the
+        edge (length)."""
         px, py = self.place(x, y)
         turned = angle + self.angle
         if self.flip < 0:
             turned, squash = math.pi - turned, -squash  # a negative squash mirrors the pattern with the body
         s = self.scale
         self.rows.append(
-            (px, py, turned, half_length * s, radius_start * s, radius_end * s, squash, boxed, shade, *colour, coat.kind, softness, alpha)
-            + (self.layer, self.gloss if gloss is None else gloss, *coat.second, coat.phase_u, coat.phase_v, coat.frequency / s)
+            (
+                px,
+                py,
+                turned,
+                half_length * s,
+                radius_start * s,
+                radius_end * s,
+                squash,
+                boxed,
+                shade,
+                *colour,
+                coat.kind,
+                softness,
+                alpha,
+            )
+            + (
+                self.layer,
+                self.gloss if gloss is None else gloss,
+                *coat.second,
+                coat.phase_u,
+                coat.phase_v,
+                coat.frequency / s,
+            )
             + (coat.threshold,)
-        )  # fmt: skip
+        )
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, colour: RGB, angle: float = 0.0, **look) -> None:
         self.add(x, y, angle, 0.0, rx, rx, colour, squash=ry / rx, **look)
 
-    def box(self, x: float, y: float, half_width: float, half_height: float, colour: RGB, angle: float = 0.0, **look) -> None:
+    def box(
+        self, x: float, y: float, half_width: float, half_height: float, colour: RGB, angle: float = 0.0, **look
+    ) -> None:
         self.add(x, y, angle, 0.0, half_width, half_width, colour, squash=half_height / half_width, boxed=1.0, **look)
 
     def limb(

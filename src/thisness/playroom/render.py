@@ -1,7 +1,8 @@
 """Scenes to pictures: a painter's rasteriser over approximate signed distances, batched with torch.
 
-Every part is evaluated on every pixel of a batch at once: implicit function rho (1 on the outline), first-order signed distance
-d = (rho - 1) r |p| / |grad|, coverage from d for antialiasing, a normal from rho for soft lighting, a pattern in the part's own frame.
+Every part is evaluated on every pixel of a batch at once: implicit function rho (1 on the outline), first-order
+signed distance d = (rho - 1) r |p| / |grad|, coverage from d for antialiasing, a normal from rho for soft lighting,
+a pattern in the part's own frame.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def parts_of(scene: Scene) -> np.ndarray:
 
 
 def _paint(canvas: Tensor, x: Tensor, y: Tensor, row: Tensor, pixel: float) -> Tensor:
-    """Composite one part per picture. canvas (B, 5, H, W): rgb, subject, companion; x (1, 1, W); y (1, H, 1); row (B, fields)."""
+    """Composite one part per picture. canvas (B, 5, H, W): rgb, subject, companion; x (1, 1, W); y (1, H, 1); row
+    (B, fields)."""
     part = {name: row[:, i].view(-1, 1, 1) for i, name in enumerate(FIELDS)}
     cos, sin = torch.cos(part["angle"]), torch.sin(part["angle"])
     dx, dy = x - part["x"], y - part["y"]
@@ -125,8 +127,8 @@ def render(
         scenes: any number of them.
         size: side of the square pictures in pixels.
         batch_size: pictures painted at once.
-        compiled: run the rasteriser through `torch.compile` (needs a C++ compiler); by default from 2,000 pictures on. The compiled one
-            may differ from the plain one in single bits.
+        compiled: run the rasteriser through `torch.compile` (needs a C++ compiler); by default from 2,000 pictures
+            on. The compiled one may differ from the plain one in single bits.
         device: where to paint; the result is on the CPU.
 
     Returns:

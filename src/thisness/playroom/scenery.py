@@ -1,4 +1,5 @@
-"""The ten backgrounds. Each paints sky and ground and three to a dozen large soft shapes, jittered by the scene's own randomness."""
+"""The ten backgrounds. Each paints sky and ground and three to a dozen large soft shapes, jittered by the scene's
+own randomness."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def _city(clay: Clay, rng: Random, horizon: float, ground: RGB) -> None:
         x, tall = -1 + i * 0.5 + rng.uniform(-0.06, 0.06), rng.uniform(0.35, 0.7)
         clay.box(x, horizon - tall + 0.1, 0.22, tall, jitter((0.46, 0.43, 0.56), rng, 0.07), shade=0.2)
         for side in (-1, 1):
-            clay.box(x + side * 0.09, horizon - tall * 1.2 + 0.2, 0.045, tall * 0.5, (0.98, 0.88, 0.50), shade=0.0, alpha=0.9)
+            clay.box(
+                x + side * 0.09, horizon - tall * 1.2 + 0.2, 0.045, tall * 0.5, (0.98, 0.88, 0.50), shade=0.0, alpha=0.9
+            )
 
 
 def _grass(clay: Clay, rng: Random, horizon: float, ground: RGB) -> None:

@@ -30,12 +30,17 @@ def _pose_scenes(seed: int) -> list[Scene]:
     scenes = []
     for i, noun in enumerate(CLASSES):
         who, poses = identity(seed + i, "held-out", noun), poses_of(noun)
-        scenes += [Scene((Toy(who, poses[j % len(poses)], FACINGS[(j + 1) % 2]),), BACKGROUNDS[j], seed=seed + j) for j in range(6)]
+        scenes += [
+            Scene((Toy(who, poses[j % len(poses)], FACINGS[(j + 1) % 2]),), BACKGROUNDS[j], seed=seed + j)
+            for j in range(6)
+        ]
     return scenes
 
 
 def _word_scenes(seed: int) -> list[Scene]:
-    plain = Scene((Toy(identity(seed, "held-out"), poses_of(identity(seed, "held-out").noun)[0], "right"),), "grass", seed=seed)
+    plain = Scene(
+        (Toy(identity(seed, "held-out"), poses_of(identity(seed, "held-out").noun)[0], "right"),), "grass", seed=seed
+    )
     scenes = [change(plain, background=name) for name in BACKGROUNDS]
     scenes += [change(plain, accessory=name, accessory_colour="red") for name in ACCESSORIES]
     scenes += [change(plain, object=name, object_colour="blue") for name in OBJECTS]
@@ -64,7 +69,9 @@ def contact_sheet(kind: str, out: Path, *, count: int = 48, seed: int = 0, size:
     elif kind == "words":
         scenes, columns = _word_scenes(seed), 11
     else:
-        raise UserError(f"no sheet is called {kind!r}{nearest(kind, ('scenes', 'poses', 'words'))}: use scenes, poses or words")
+        raise UserError(
+            f"no sheet is called {kind!r}{nearest(kind, ('scenes', 'poses', 'words'))}: use scenes, poses or words"
+        )
     picture_grid(render(scenes, size).images.float() / 127.5 - 1, out, min(columns, len(scenes)))
 
 

@@ -1,4 +1,5 @@
-"""Reference folders of held-out toys: what a person would photograph, with exact masks and the ground truth beside them."""
+"""Reference folders of held-out toys: what a person would photograph, with exact masks and the ground truth beside
+them."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ def subject_index(name: str) -> int:
     noun, _, number = name.partition("-")
     if number.isdigit() and int(number) >= len(NAMES) and CLASSES[int(number) % len(CLASSES)] == noun:
         return int(number)
-    raise UserError(f"no held-out toy is called {name!r}{nearest(name, NAMES)}: use one of {', '.join(NAMES)}, or CLASS-NUMBER as in dog-10")
+    raise UserError(
+        f"no held-out toy is called {name!r}{nearest(name, NAMES)}: "
+        f"use one of {', '.join(NAMES)}, or CLASS-NUMBER as in dog-10"
+    )
 
 
 def reference_scenes(index: int, count: int = 4) -> list[Scene]:
@@ -49,7 +53,8 @@ def reference_scenes(index: int, count: int = 4) -> list[Scene]:
     rng.shuffle(poses)
     places = rng.sample(BACKGROUNDS, count)
     return [
-        Scene((Toy(who, poses[i % len(poses)], FACINGS[i % 2]),), place, seed=rng.randrange(1 << 30)) for i, place in enumerate(places)
+        Scene((Toy(who, poses[i % len(poses)], FACINGS[i % 2]),), place, seed=rng.randrange(1 << 30))
+        for i, place in enumerate(places)
     ]
 
 
@@ -78,6 +83,10 @@ def write_subject(folder: str | Path, index: int = 0, *, count: int = 4, size: i
     for i, (picture, mask) in enumerate(zip(made.images, made.masks, strict=True)):
         save_png(Image.fromarray(picture.permute(1, 2, 0).numpy()), folder / f"{i:02d}.png")
         save_png(Image.fromarray(mask[0].numpy()), folder / f"{i:02d}_mask.png")
-    truth = {"name": subject_name(index), "noun": scenes[0].subject.identity.noun, "scenes": [asdict(scene) for scene in scenes]}
+    truth = {
+        "name": subject_name(index),
+        "noun": scenes[0].subject.identity.noun,
+        "scenes": [asdict(scene) for scene in scenes],
+    }
     write_json(folder / "truth.json", truth)
     return folder

@@ -1,7 +1,8 @@
 """The ten toys, what they wear and what stands beside them, built of clay parts.
 
-A toy is built facing right in its own frame: x forward, y down, the ground at 0. Heads are large and eyes are larger, so that faces
-survive a small autoencoder. Every builder returns the place of the head and neck, where accessories sit.
+A toy is built facing right in its own frame: x forward, y down, the ground at 0. Heads are large and eyes are
+larger, so that faces survive a small autoencoder. Every builder returns the place of the head and neck, where
+accessories sit.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def paint_toys(clay: Clay, scene: Scene, rng: Random) -> None:
         lift = 0.2 * size if toy.pose == "jumping" else 0.0
         clay.frame()
         clay.layer, clay.gloss = BACKGROUND, 0.0
-        clay.ellipse(x, ground, 0.52 * size, 0.09 * size, (0, 0, 0), shade=0, softness=0.12, alpha=0.26 if lift else 0.4)
+        clay.ellipse(
+            x, ground, 0.52 * size, 0.09 * size, (0, 0, 0), shade=0, softness=0.12, alpha=0.26 if lift else 0.4
+        )
         clay.layer, clay.gloss = layer, 0.2
         back = BACK.get(toy.pose, 0.0) * size * (0.6 if toy.identity.noun in ("bird", "robot") else 1.0)
         clay.frame(x + (back if toy.facing == "left" else -back), ground - lift, 0.0, size, mirror=toy.facing == "left")
@@ -65,7 +68,13 @@ SMALLER: dict[object, float] = {
     "sleeping": 0.86,
     ("car", "tilted"): 0.9,
 }
-BACK = {"standing": 0.1, "sitting": 0.06, "sleeping": 0.16, "jumping": 0.1, "running": 0.08}  # heads are in front: centre the whole
+BACK = {
+    "standing": 0.1,
+    "sitting": 0.06,
+    "sleeping": 0.16,
+    "jumping": 0.1,
+    "running": 0.08,
+}  # heads are in front: centre the whole
 
 
 def _eyes(clay: Clay, who: Identity, x: float, y: float, size: float, closed: bool, at: tuple[float, ...]) -> None:
@@ -90,7 +99,8 @@ class _Skeleton:
 
 
 def _skeleton(pose: str, length: float, leg: float, body: float, head: float) -> _Skeleton:
-    """Joints of the four-legged toys; `length` is half the back, `leg`, `body` and `head` are radii or lengths of those."""
+    """Joints of the four-legged toys; `length` is half the back, `leg`, `body` and `head` are radii or lengths of
+    those."""
     if pose == "standing":
         y = -leg - body * 0.7
         feet = ((-length + 0.1, -0.04), (length + 0.1, -0.04), (-length - 0.05, 0.0), (length - 0.04, 0.0))
@@ -107,7 +117,9 @@ def _skeleton(pose: str, length: float, leg: float, body: float, head: float) ->
             (-length + 0.16, 0.0),
             (length + 0.22, 0.0),
         )
-        return _Skeleton((-length - 0.1, -body * 0.92), (length * 0.7, -body * 0.85), feet, (length + 0.2, -head * 0.86), 2.9)
+        return _Skeleton(
+            (-length - 0.1, -body * 0.92), (length * 0.7, -body * 0.85), feet, (length + 0.2, -head * 0.86), 2.9
+        )
     if pose == "jumping":
         feet = (
             (-length - 0.36, 0.02),
@@ -115,7 +127,9 @@ def _skeleton(pose: str, length: float, leg: float, body: float, head: float) ->
             (-length - 0.24, 0.09),
             (length + 0.46, -leg - 0.26),
         )
-        return _Skeleton((-length, -leg - 0.04), (length * 0.9, -leg - 0.34), feet, (length + 0.14, -leg - 0.42 - head * 0.8), 3.0)
+        return _Skeleton(
+            (-length, -leg - 0.04), (length * 0.9, -leg - 0.34), feet, (length + 0.14, -leg - 0.42 - head * 0.8), 3.0
+        )
     if pose == "running":
         y = -leg - body * 0.5
         feet = ((-length - 0.34, -0.16), (length + 0.36, -0.2), (-length + 0.24, 0.0), (length - 0.24, 0.0))
@@ -164,16 +178,27 @@ def _animal(clay: Clay, who: Identity, pose: str) -> Anchor:
     limb(0, far, 2)
     limb(1, far, 3)
     haunch = 1.12 if pose == "sitting" else 1.0
-    clay.limb(*bones.hip, *bones.shoulder, body * haunch, body * (0.9 if pose == "sitting" else 1.0), one, coat=Coat.of(who, 0))
+    clay.limb(
+        *bones.hip,
+        *bones.shoulder,
+        body * haunch,
+        body * (0.9 if pose == "sitting" else 1.0),
+        one,
+        coat=Coat.of(who, 0),
+    )
     if who.belly:
         angle = math.atan2(bones.shoulder[1] - bones.hip[1], bones.shoulder[0] - bones.hip[0])
         cx, cy = (bones.hip[0] + bones.shoulder[0]) / 2, (bones.hip[1] + bones.shoulder[1]) / 2
         if upright:
             clay.ellipse(cx, cy + 0.05, body * 0.62, body * 1.05, two)
         else:
-            clay.ellipse(cx - math.sin(angle) * body * 0.45, cy + math.cos(angle) * body * 0.5, length, body * 0.42, two, angle)
+            clay.ellipse(
+                cx - math.sin(angle) * body * 0.45, cy + math.cos(angle) * body * 0.5, length, body * 0.42, two, angle
+            )
     if pose == "sitting":
-        clay.ellipse(bones.hip[0] + 0.08, bones.hip[1] + 0.02, 0.17 * who.girth, 0.15 * who.girth, near, coat=Coat.of(who, 4))
+        clay.ellipse(
+            bones.hip[0] + 0.08, bones.hip[1] + 0.02, 0.17 * who.girth, 0.15 * who.girth, near, coat=Coat.of(who, 4)
+        )
     limb(2, near, 5)
     limb(3, near, 6)
     _animal_head(clay, who, bones.head, head, closed)
@@ -192,25 +217,49 @@ def _animal_head(clay: Clay, who: Identity, at: Point, r: float, closed: bool) -
             if closed:
                 tip_x, tip_y = tip_x - r * 0.9 * who.ear, y - r * 0.95
             width = 0.085 * who.ear_width
-            clay.limb(x + offset * r, y - r * 0.7, tip_x, tip_y, width, width * 0.8, one if i else behind, coat=Coat.of(who, 7))
-            clay.limb(x + offset * r, y - r * 0.8, tip_x, tip_y, width * 0.48, width * 0.4, mix(two, (1, 0.7, 0.75), 0.5), shade=0.5)
+            clay.limb(
+                x + offset * r,
+                y - r * 0.7,
+                tip_x,
+                tip_y,
+                width,
+                width * 0.8,
+                one if i else behind,
+                coat=Coat.of(who, 7),
+            )
+            clay.limb(
+                x + offset * r,
+                y - r * 0.8,
+                tip_x,
+                tip_y,
+                width * 0.48,
+                width * 0.4,
+                mix(two, (1, 0.7, 0.75), 0.5),
+                shade=0.5,
+            )
     if noun in ("cat", "fox"):
         tall = 0.95 if noun == "fox" else 0.78
         for i, offset in enumerate((-0.58, 0.44)):
             tip = (x + offset * r * 1.22, y - r * (tall + 0.5 * who.ear))
             clay.limb(x + offset * r, y - r * 0.58, *tip, 0.125 * who.ear_width, 0.015, one if i else behind)
-            clay.limb(x + offset * r, y - r * 0.56, tip[0], tip[1] + 0.06 * r, 0.065 * who.ear_width, 0.01, two, shade=0.5)
+            clay.limb(
+                x + offset * r, y - r * 0.56, tip[0], tip[1] + 0.06 * r, 0.065 * who.ear_width, 0.01, two, shade=0.5
+            )
     if noun == "bear":
         for i, offset in enumerate((-0.7, 0.56)):
             clay.ellipse(x + offset * r, y - r * 0.76, 0.12 * who.ear, 0.12 * who.ear, one if i else behind)
             clay.ellipse(x + offset * r, y - r * 0.76, 0.065 * who.ear, 0.065 * who.ear, two, shade=0.5)
     clay.ellipse(x, y, r * 1.04, r * 0.96, one, coat=Coat.of(who, 8))
     if noun == "fox":
-        clay.limb(x + r * 0.42, y + r * 0.42, x + r * (0.85 + 0.42 * who.snout), y + r * 0.46, r * 0.38, r * 0.13, WHITE)
+        clay.limb(
+            x + r * 0.42, y + r * 0.42, x + r * (0.85 + 0.42 * who.snout), y + r * 0.46, r * 0.38, r * 0.13, WHITE
+        )
         nose = x + r * (0.98 + 0.42 * who.snout), y + r * 0.42
     elif noun == "dog":
         muzzle = two if who.variant else mix(one, (1, 1, 1), 0.35)
-        clay.limb(x + r * 0.42, y + r * 0.45, x + r * (0.55 + 0.4 * who.snout), y + r * 0.48, r * 0.36, r * 0.30, muzzle)
+        clay.limb(
+            x + r * 0.42, y + r * 0.45, x + r * (0.55 + 0.4 * who.snout), y + r * 0.48, r * 0.36, r * 0.30, muzzle
+        )
         nose = x + r * (0.78 + 0.4 * who.snout), y + r * 0.32
     else:
         muzzle = two if who.variant or noun == "bear" else mix(one, (1, 1, 1), 0.45)
@@ -228,8 +277,18 @@ def _animal_head(clay: Clay, who: Identity, at: Point, r: float, closed: bool) -
     _eyes(clay, who, x, y, r * 1.02, closed, (-0.18, 0.46))
     if noun == "dog":
         ear = two if who.tip else darker(one, 0.78)
-        clay.limb(x - r * 0.66, y - r * 0.6, x - r * 0.98, y + r * (0.1 + 0.3 * who.ear), 0.085 * who.ear_width, 0.12 * who.ear_width, ear)
-        clay.limb(x + r * 0.62, y - r * 0.74, x + r * 0.86, y - r * 0.42, 0.07 * who.ear_width, 0.075 * who.ear_width, ear)
+        clay.limb(
+            x - r * 0.66,
+            y - r * 0.6,
+            x - r * 0.98,
+            y + r * (0.1 + 0.3 * who.ear),
+            0.085 * who.ear_width,
+            0.12 * who.ear_width,
+            ear,
+        )
+        clay.limb(
+            x + r * 0.62, y - r * 0.74, x + r * 0.86, y - r * 0.42, 0.07 * who.ear_width, 0.075 * who.ear_width, ear
+        )
 
 
 def _bird(clay: Clay, who: Identity, pose: str) -> Anchor:
@@ -249,16 +308,22 @@ def _bird(clay: Clay, who: Identity, pose: str) -> Anchor:
         clay.limb(0.02 if fx > 0 else -0.05, y + body * 0.5, fx, fy - 0.02, 0.032, 0.03, leg_colour)
         clay.limb(fx - 0.03, fy - 0.01, fx + 0.1, fy - 0.01, 0.03, 0.025, leg_colour)
     tail = two if who.tip else darker(one, 0.8)
-    clay.limb(-body * 0.7, y, -body * 0.8 - 0.28 * who.tail, y - 0.12, 0.1 * who.tail_width, 0.07 * who.tail_width, tail)
+    clay.limb(
+        -body * 0.7, y, -body * 0.8 - 0.28 * who.tail, y - 0.12, 0.1 * who.tail_width, 0.07 * who.tail_width, tail
+    )
     lean = 0.15 if pose == "running" else -0.2
     clay.ellipse(0, y, body * 1.15, body * 0.92, one, lean, coat=Coat.of(who, 0))
     if who.belly:
         clay.ellipse(0.09, y + body * 0.3, body * 0.7, body * 0.5, two, lean)
     if who.variant == 2:
         for i in range(3):
-            clay.limb(hx - 0.03, hy - head * 0.8, hx - 0.16 + 0.09 * i, hy - head * (1.05 + 0.35 * who.ear), 0.035, 0.025, two)
+            clay.limb(
+                hx - 0.03, hy - head * 0.8, hx - 0.16 + 0.09 * i, hy - head * (1.05 + 0.35 * who.ear), 0.035, 0.025, two
+            )
     clay.ellipse(hx, hy, head, head, one, coat=Coat.of(who, 8))
-    clay.limb(hx + head * 0.72, hy + 0.05, hx + head * (1.0 + 0.5 * who.snout), hy + 0.08, 0.09, 0.02, (0.98, 0.66, 0.12))
+    clay.limb(
+        hx + head * 0.72, hy + 0.05, hx + head * (1.0 + 0.5 * who.snout), hy + 0.08, 0.09, 0.02, (0.98, 0.66, 0.12)
+    )
     _eyes(clay, who, hx, hy, head * 1.25, closed, (0.22,))
     wing = two if who.tip else darker(one, 0.82)
     if pose == "jumping":
@@ -280,7 +345,9 @@ def _robot(clay: Clay, who: Identity, pose: str) -> Anchor:
     width, height, head, leg = 0.23 * who.girth, 0.23, 0.25 * who.head, 0.25 * who.leg
     if closed:  # on its back
         flip = clay.flip
-        clay.frame(clay.x - flip * 0.5 * clay.scale, clay.y - 0.24 * clay.scale, math.pi / 2, clay.scale, mirror=flip < 0)
+        clay.frame(
+            clay.x - flip * 0.5 * clay.scale, clay.y - 0.24 * clay.scale, math.pi / 2, clay.scale, mirror=flip < 0
+        )
     hip = -0.08 if pose == "sitting" else -leg
     y = hip - height * 0.9
     sx, sy = width * 1.1, y - height * 0.5
@@ -342,7 +409,8 @@ def _teapot(clay: Clay, who: Identity, pose: str) -> Anchor:
     clay.limb(width * 0.7, y + 0.1, width + 0.26 * who.snout, y - 0.2 - 0.08 * who.ear, 0.12 * who.ear_width, 0.06, one)
     handle, radius = two if who.tip else one, 0.16 * who.tail
     points = [
-        (-width * 0.88 + radius * 1.3 * math.cos(1.3 + i * 0.9), y - 0.02 + radius * 1.2 * math.sin(1.3 + i * 0.9)) for i in range(5)
+        (-width * 0.88 + radius * 1.3 * math.cos(1.3 + i * 0.9), y - 0.02 + radius * 1.2 * math.sin(1.3 + i * 0.9))
+        for i in range(5)
     ]
     for start, end in zip(points, points[1:], strict=False):
         clay.limb(*start, *end, 0.045 * who.tail_width, 0.045 * who.tail_width, handle)
@@ -360,7 +428,9 @@ def _backpack(clay: Clay, who: Identity, pose: str) -> Anchor:
     clay.limb(-0.12, y - 0.47, 0.12, y - 0.47, 0.06, 0.06, darker(two, 0.9))
     clay.ellipse(0, y - 0.5, 0.075, 0.04, (0.2, 0.2, 0.22), shade=0.3)
     clay.limb(-width * 0.95, y - 0.2, -width * 1.15, y + 0.28, 0.06, 0.06, two)
-    clay.limb(width * 1.1, y + 0.3, width * 1.1, y - 0.02, 0.1, 0.085, mix(two, (0.75, 0.9, 1.0), 0.5), gloss=0.5)  # a bottle in front
+    clay.limb(
+        width * 1.1, y + 0.3, width * 1.1, y - 0.02, 0.1, 0.085, mix(two, (0.75, 0.9, 1.0), 0.5), gloss=0.5
+    )  # a bottle in front
     clay.limb(width * 1.1, y - 0.12, width * 1.1, y - 0.16, 0.05, 0.045, darker(two, 0.6))
     clay.box(0, y, width, 0.49, one, coat=Coat.of(who, 0))
     clay.box(0, y + 0.22, width * 0.74, 0.2 * (0.4 + 0.6 * who.ear), two if who.belly else darker(one, 0.78), shade=0.9)

@@ -1,7 +1,8 @@
 """The Playroom's vocabulary and its typed ground truth: identities, toys, scenes, and how they are drawn at random.
 
-A toy's *identity* is what words cannot say: continuous colours, the phase and frequency of a pattern, proportions. A *scene* is all that
-a caption can change: pose, facing, background, accessory, object, style, a companion. Everything is a pure function of integers (seeds).
+A toy's *identity* is what words cannot say: continuous colours, the phase and frequency of a pattern, proportions. A
+*scene* is all that a caption can change: pose, facing, background, accessory, object, style, a companion. Everything
+is a pure function of integers (seeds).
 """
 
 from __future__ import annotations
@@ -166,7 +167,9 @@ def is_held_out_combination(noun: str, pose: str, background: str) -> bool:
 
 def _toy(who: Identity, rng: random.Random, accessory: float) -> Toy:
     wears = rng.choice(ACCESSORIES) if rng.random() < accessory else None
-    return Toy(who, rng.choice(poses_of(who.noun)), rng.choice(FACINGS), wears, rng.choice(tuple(COLOURS)) if wears else None)
+    return Toy(
+        who, rng.choice(poses_of(who.noun)), rng.choice(FACINGS), wears, rng.choice(tuple(COLOURS)) if wears else None
+    )
 
 
 def random_scene(
@@ -179,14 +182,15 @@ def random_scene(
     accessory: float = 0.28,
     prop: float = 0.25,
 ) -> Scene:
-    """A scene drawn from its seed. In `train` no held-out combination occurs; in `held-out` identities are held out too.
+    """A scene drawn from its seed. In `train` no held-out combination occurs; in `held-out` identities are held out
+    too.
 
     Args:
         seed: any integer; training toys number `seed // 4`, so that each appears in four scenes.
         split: stream of identities; combinations held out from training occur only in `held-out`.
         subject: this toy instead of a drawn one.
-        companion, styled, accessory, prop: probabilities in [0, 1] of a second toy, of a style other than photo, of an accessory for the
-            subject, of an object beside it.
+        companion, styled, accessory, prop: probabilities in [0, 1] of a second toy, of a style other than photo, of
+            an accessory for the subject, of an object beside it.
     """
     rng = rng_of("scene", split, seed)
     who = subject or identity(seed // 4, split)

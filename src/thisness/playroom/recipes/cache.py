@@ -1,4 +1,5 @@
-"""What a frozen network says of every training picture, computed once, kept on disk as half-precision rows; resumable in blocks."""
+"""What a frozen network says of every training picture, computed once, kept on disk as half-precision rows;
+resumable in blocks."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def _encode_block(kind: str, place: Workplace, model: str, block: int) -> int:
 
         reader = Reader.load(Path(model)).to(place.device)
         with torch.autocast(place.device, torch.bfloat16):
-            parts = [reader.features(data.pictures(rows[i : i + 64]).to(place.device)).float() for i in range(0, BLOCK, 64)]
+            parts = [
+                reader.features(data.pictures(rows[i : i + 64]).to(place.device)).float() for i in range(0, BLOCK, 64)
+            ]
     shape = (BLOCK, *SHAPES[kind])
     offset = block * int(np.prod(shape)) * 2
     file = np.memmap(place.root / "data" / f"{kind}.f16", np.float16, "r+", offset=offset, shape=shape)
@@ -50,7 +53,8 @@ def _encode_block(kind: str, place: Workplace, model: str, block: int) -> int:
 
 
 def encoded(kind: str, place: Workplace, model: Path) -> np.ndarray:
-    """Rows of `latents` (posterior means, unscaled, N x 8 x 16 x 16) or of the teacher's `features` (N x 96 x 8 x 8), float16.
+    """Rows of `latents` (posterior means, unscaled, N x 8 x 16 x 16) or of the teacher's `features` (N x 96 x 8 x
+    8), float16.
 
     Whatever is missing is computed by `place.workers` processes; rows of another model's file are thrown away.
     """

@@ -1,11 +1,11 @@
 """Every embedded model in dependency order; each step is skipped when done, resumed when begun.
 
-    data ─► teacher ─► features ─┐
-      │                          ├─► unet ─┐
-      ├──► vae ─► latents ───────┘         ├─► playroom-sd (fp16, a plain diffusers folder)
-      │       └──► vae-decoder ────────────┤
-      │    text ───────────────────────────┘
-      └──► judge
+data ─► teacher ─► features ─┐
+  │                          ├─► unet ─┐
+  ├──► vae ─► latents ───────┘         ├─► playroom-sd (fp16, a plain diffusers folder)
+  │       └──► vae-decoder ────────────┤
+  │    text ───────────────────────────┘
+  └──► judge
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Parts:
         from diffusers import AutoencoderKL
 
         sharper = self.place.built("vae-decoder")
-        return AutoencoderKL.from_pretrained(sharper if (sharper / "config.json").exists() else self.place.built("vae")).eval()
+        return AutoencoderKL.from_pretrained(
+            sharper if (sharper / "config.json").exists() else self.place.built("vae")
+        ).eval()
 
     @property
     def text_encoder(self):
@@ -110,7 +112,10 @@ def train_text(place: Workplace, steps: int | None = None, stop_after: float | N
 def train_unet(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
     from .unet import UNET, UNetTask
 
-    latents, features = encoded("latents", place, place.built("vae")), encoded("features", place, place.built("teacher"))
+    latents, features = (
+        encoded("latents", place, place.built("vae")),
+        encoded("features", place, place.built("teacher")),
+    )
     task = UNetTask(Parts(place), place.train_data(), latents, features)
     done = _run(task, UNET, place, steps, stop_after)
     if done:
@@ -119,7 +124,8 @@ def train_unet(place: Workplace, steps: int | None = None, stop_after: float | N
 
 
 def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None) -> None:
-    """Write `playroom-sd`, `teacher` and `judge` as fp16 safetensors that plain diffusers and transformers read in fp32."""
+    """Write `playroom-sd`, `teacher` and `judge` as fp16 safetensors that plain diffusers and transformers read in
+    fp32."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
     parts = Parts(place)
@@ -136,7 +142,9 @@ def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None)
     folder = target / "playroom-sd"
     pipe.save_pretrained(folder)
     config = json.loads((folder / "text_encoder" / "config.json").read_text())
-    config["dtype"] = "float32"  # transformers would else load the text encoder in half precision, diffusers the rest in full
+    config["dtype"] = (
+        "float32"  # transformers would else load the text encoder in half precision, diffusers the rest in full
+    )
     write_json(folder / "text_encoder" / "config.json", config)
     for kind in ("teacher", "judge"):
         if (place.built(kind) / "config.json").exists():
@@ -153,14 +161,17 @@ STEPS: dict[str, Callable[..., bool]] = {
 }
 
 
-def run(what: str, place: Workplace, *, steps: int | None = None, stop_after: float | None = None, target: Path = WEIGHTS) -> bool:
+def run(
+    what: str, place: Workplace, *, steps: int | None = None, stop_after: float | None = None, target: Path = WEIGHTS
+) -> bool:
     """Train one model or `all`.
 
     Args:
         what: one of `ORDER`, or `all`; `reader` is `teacher` and `judge`.
         place: folders, number of pictures, processes, device.
         steps: instead of the recipe's own number.
-        stop_after: seconds after which training stops with a checkpoint (False is returned; the same call goes on later).
+        stop_after: seconds after which training stops with a checkpoint (False is returned; the same call goes on
+            later).
         target: where `assemble` writes.
 
     Returns:
@@ -173,10 +184,18 @@ def run(what: str, place: Workplace, *, steps: int | None = None, stop_after: fl
     names = ORDER if what == "all" else ("teacher", "judge") if what == "reader" else (what,)
     for name in names:
         if name not in ORDER:
-            raise UserError(f"no recipe is called {name!r}{nearest(name, [*ORDER, 'all'])}: use one of all, reader, {', '.join(ORDER)}")
+            raise UserError(
+                f"no recipe is called {name!r}{nearest(name, [*ORDER, 'all'])}: "
+                f"use one of all, reader, {', '.join(ORDER)}"
+            )
         if what == "all" and name in STEPS and (place.built(name) / "config.json").exists():
             continue
-        needs = {"latents": ["vae"], "features": ["teacher"], "unet": ["vae", "text", "teacher"], "vae-decoder": ["vae"]}
+        needs = {
+            "latents": ["vae"],
+            "features": ["teacher"],
+            "unet": ["vae", "text", "teacher"],
+            "vae-decoder": ["vae"],
+        }
         missing = [need for need in needs.get(name, []) if not (place.built(need) / "config.json").exists()]
         if missing:
             raise UserError(f"{name} needs {' and '.join(missing)} first: thisness playroom train {missing[0]}")

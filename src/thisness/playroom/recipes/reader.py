@@ -1,4 +1,5 @@
-"""The attribute readers: the teacher, whose features guide the UNet's training, and the judge, which measures and never teaches."""
+"""The attribute readers: the teacher, whose features guide the UNet's training, and the judge, which measures and
+never teaches."""
 
 from __future__ import annotations
 
@@ -14,9 +15,39 @@ from ..data import PlayroomData
 from ..models import Reader, read
 from .common import draw
 
-TEACHER = LoopConfig(steps=2600, lr=3e-3, weight_decay=0.02, warmup=50, schedule="cosine", final_fraction=0.01, clip=5.0, precision="bf16", seed=3, preview_every=500)
-JUDGE = LoopConfig(steps=4500, lr=2e-3, weight_decay=0.05, warmup=200, schedule="cosine", final_fraction=0.01, clip=5.0, precision="bf16", seed=4, preview_every=750)
-WEIGHT = {"class": 2.0, "pose": 2.0, "facing": 1.0, "background": 0.7, "accessory": 1.5, "object": 1.0, "companion": 0.7}
+TEACHER = LoopConfig(
+    steps=2600,
+    lr=3e-3,
+    weight_decay=0.02,
+    warmup=50,
+    schedule="cosine",
+    final_fraction=0.01,
+    clip=5.0,
+    precision="bf16",
+    seed=3,
+    preview_every=500,
+)
+JUDGE = LoopConfig(
+    steps=4500,
+    lr=2e-3,
+    weight_decay=0.05,
+    warmup=200,
+    schedule="cosine",
+    final_fraction=0.01,
+    clip=5.0,
+    precision="bf16",
+    seed=4,
+    preview_every=750,
+)
+WEIGHT = {
+    "class": 2.0,
+    "pose": 2.0,
+    "facing": 1.0,
+    "background": 0.7,
+    "accessory": 1.5,
+    "object": 1.0,
+    "companion": 0.7,
+}
 
 
 def accuracy(reader: Reader, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -30,7 +61,8 @@ def accuracy(reader: Reader, images: Tensor, labels: Tensor) -> dict[str, float]
 
 
 def unambiguous(labels: Tensor) -> Tensor:
-    """Labels (N, len(ATTRIBUTES)) without what cannot be asked of a picture of two toys: which of them is the subject."""
+    """Labels (N, len(ATTRIBUTES)) without what cannot be asked of a picture of two toys: which of them is the
+    subject."""
     names = list(ATTRIBUTES)
     pair = labels[:, names.index("companion")] != ATTRIBUTES["companion"].index("none")
     labels = labels.clone()
@@ -75,7 +107,9 @@ class ReaderTask(Task):
         total = images.new_zeros(())
         for i, name in enumerate(ATTRIBUTES):
             # a mean over present labels; the guard keeps an attribute absent from the whole batch at zero
-            summed = F.cross_entropy(logits[name].float(), labels[:, i], ignore_index=UNKNOWN, reduction="sum", label_smoothing=0.02)
+            summed = F.cross_entropy(
+                logits[name].float(), labels[:, i], ignore_index=UNKNOWN, reduction="sum", label_smoothing=0.02
+            )
             total = total + WEIGHT.get(name, 0.5) * summed / (labels[:, i] != UNKNOWN).sum().clamp(min=1)
         return {"loss": total}
 
@@ -83,4 +117,6 @@ class ReaderTask(Task):
         self.reader.eval()
         device = next(self.reader.parameters()).device
         images = self.held_out.pictures(range(512)).to(device)
-        return accuracy(self.reader, images, unambiguous(torch.from_numpy(self.held_out.labels[:512]).long()).to(device))
+        return accuracy(
+            self.reader, images, unambiguous(torch.from_numpy(self.held_out.labels[:512]).long()).to(device)
+        )

@@ -1,8 +1,10 @@
-"""The denoiser: v-prediction with zero terminal SNR on cached latents, guided while it trains by the teacher's features.
+"""The denoiser: v-prediction with zero terminal SNR on cached latents, guided while it trains by the teacher's
+features.
 
-Auxiliary losses, only below t = 750 and only in training (their heads are thrown away): the first up block toward the teacher's features of
-the clean picture (1 - cos), the second toward the subject's mask, the pooled middle toward class, pose and facing. The main loss weighs the
-subject more than the background, which moves capacity, not the optimum.
+Auxiliary losses, only below t = 750 and only in training (their heads are thrown away): the first up block toward
+the teacher's features of the clean picture (1 - cos), the second toward the subject's mask, the pooled middle toward
+class, pose and facing. The main loss weighs the subject more than the background, which moves capacity, not the
+optimum.
 """
 
 from __future__ import annotations
@@ -23,9 +25,20 @@ from .common import draw, picture_grid
 from .text import tokenize
 
 UNET = LoopConfig(
-    steps=8000, lr=8e-4, betas=(0.9, 0.99), weight_decay=0.01, warmup=100, schedule="linear-tail", tail=0.3, final_fraction=0.02,
-    clip=1.0, ema=0.999, precision="bf16", seed=6, preview_every=1000,
-)  # fmt: skip
+    steps=8000,
+    lr=8e-4,
+    betas=(0.9, 0.99),
+    weight_decay=0.01,
+    warmup=100,
+    schedule="linear-tail",
+    tail=0.3,
+    final_fraction=0.02,
+    clip=1.0,
+    ema=0.999,
+    precision="bf16",
+    seed=6,
+    preview_every=1000,
+)
 FEATURES, MASK, POOLED = 0.5, 0.2, 0.05  # weights of the auxiliary losses
 SUBJECT_WEIGHT = 1.5
 GUIDED_BELOW = 750
@@ -45,12 +58,19 @@ class UNetTask(Task):
 
     name = "unet"
 
-    def __init__(self, parts, data: PlayroomData, latents: np.ndarray, features: np.ndarray, batch_size: int = 32) -> None:
-        """parts: the finished `vae` (with its scaling factor), `text_encoder`, `tokenizer`; latents, features: rows of `cache.encoded`."""
+    def __init__(
+        self, parts, data: PlayroomData, latents: np.ndarray, features: np.ndarray, batch_size: int = 32
+    ) -> None:
+        """parts: the finished `vae` (with its scaling factor), `text_encoder`, `tokenizer`; latents, features: rows
+        of `cache.encoded`."""
         from diffusers.models.attention_processor import AttnProcessor
 
         self.data, self.latents, self.features, self.batch_size = data, latents, features, batch_size
-        self.vae, self.text_encoder, self.tokenizer = parts.vae, parts.text_encoder.eval().requires_grad_(False), parts.tokenizer
+        self.vae, self.text_encoder, self.tokenizer = (
+            parts.vae,
+            parts.text_encoder.eval().requires_grad_(False),
+            parts.tokenizer,
+        )
         self.unet = make_unet()
         self.unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward costs 41 % of a step on a CPU
         self.scheduler = make_scheduler()
@@ -91,11 +111,17 @@ class UNetTask(Task):
         t = sample_timesteps(len(rows), rng)
         ids = tokenize(self.tokenizer, sentences)
         clean, noise, t, ids = clean.to(device), noise.to(device), t.to(device), ids.to(device)
-        mask = F.avg_pool2d(torch.from_numpy(self.data.masks[rows].max(1)).float().to(device)[:, None] / 255, self.data.size // LATENT_SIZE)
+        mask = F.avg_pool2d(
+            torch.from_numpy(self.data.masks[rows].max(1)).float().to(device)[:, None] / 255,
+            self.data.size // LATENT_SIZE,
+        )
         with torch.no_grad():
             text = self.text_encoder(input_ids=ids).last_hidden_state
         alpha = self.alphas[t].view(-1, 1, 1, 1)
-        noisy, target = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        noisy, target = (
+            alpha.sqrt() * clean + (1 - alpha).sqrt() * noise,
+            alpha.sqrt() * noise - (1 - alpha).sqrt() * clean,
+        )
         prediction = self.unet(noisy, t, text, return_dict=False)[0]
         weight = 1 + SUBJECT_WEIGHT * mask
         main = ((prediction.float() - target) ** 2 * weight).mean() / weight.mean()
@@ -109,11 +135,22 @@ class UNetTask(Task):
         outlined = (F.binary_cross_entropy_with_logits(outline, mask, reduction="none").mean((1, 2, 3)) * guided).sum()
         pooled, labels = self.taps["pooled"].float().mean((2, 3)), self.labels[rows].to(device)
         named = sum(
-            (F.cross_entropy(self.guides[name](pooled).float(), labels[:, list(ATTRIBUTES).index(name)], reduction="none") * guided).sum()
+            (
+                F.cross_entropy(
+                    self.guides[name](pooled).float(), labels[:, list(ATTRIBUTES).index(name)], reduction="none"
+                )
+                * guided
+            ).sum()
             for name in POOLED_ATTRIBUTES
         )
         total = main + FEATURES * features + MASK * outlined + POOLED * named
-        return {"loss": total, "main": main.detach(), "features": features.detach(), "mask": outlined.detach(), "named": named.detach()}
+        return {
+            "loss": total,
+            "main": main.detach(),
+            "features": features.detach(),
+            "mask": outlined.detach(),
+            "named": named.detach(),
+        }
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
@@ -134,8 +171,11 @@ def preview_captions(count: int) -> list[str]:
 
 
 @torch.no_grad()
-def sample_latents(unet, text_encoder, tokenizer, sentences: list[str], *, steps: int = 25, guidance: float = 3.0, seed: int = 0) -> Tensor:
-    """DDIM with guidance, in batches of 32, for measuring while training (people's pictures come from `thisness.generate`). Scaled latents."""
+def sample_latents(
+    unet, text_encoder, tokenizer, sentences: list[str], *, steps: int = 25, guidance: float = 3.0, seed: int = 0
+) -> Tensor:
+    """DDIM with guidance, in batches of 32, for measuring while training (people's pictures come from
+    `thisness.generate`). Scaled latents."""
     scheduler, device = make_scheduler(), unet.device
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,8 @@
-"""The autoencoder, in two stages: encoder and decoder together, then the encoder is frozen and the decoder alone goes on.
+"""The autoencoder, in two stages: encoder and decoder together, then the encoder is frozen and the decoder alone
+goes on.
 
-After the first stage the latents are fixed, so the UNet can train on them while pictures still sharpen. Loss: (|e| + e^2) weighted by
-1 + 2 x subject mask, plus the L1 of the error's gradient, plus a tiny KL.
+After the first stage the latents are fixed, so the UNet can train on them while pictures still sharpen. Loss: (|e| +
+e^2) weighted by 1 + 2 x subject mask, plus the L1 of the error's gradient, plus a tiny KL.
 """
 
 from __future__ import annotations
@@ -22,17 +23,38 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 JOINT = LoopConfig(
-    steps=5200, lr=2e-3, betas=(0.9, 0.97), weight_decay=0.0, warmup=60, schedule="linear-tail", tail=0.4, final_fraction=0.25,
-    clip=1.0, precision="bf16", seed=1, preview_every=1000,
-)  # fmt: skip
+    steps=5200,
+    lr=2e-3,
+    betas=(0.9, 0.97),
+    weight_decay=0.0,
+    warmup=60,
+    schedule="linear-tail",
+    tail=0.4,
+    final_fraction=0.25,
+    clip=1.0,
+    precision="bf16",
+    seed=1,
+    preview_every=1000,
+)
 DECODER = LoopConfig(
-    steps=9000, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0, warmup=60, schedule="cosine", final_fraction=0.01,
-    clip=1.0, precision="bf16", seed=2, ema=0.995, preview_every=1000,
-)  # fmt: skip
+    steps=9000,
+    lr=1.5e-3,
+    betas=(0.9, 0.98),
+    weight_decay=0.0,
+    warmup=60,
+    schedule="cosine",
+    final_fraction=0.01,
+    clip=1.0,
+    precision="bf16",
+    seed=2,
+    ema=0.995,
+    preview_every=1000,
+)
 
 
 def psnr(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio in dB, mean over pictures. x, y: (N, 3, H, W) in [-1, 1]; mask: (N, 1, H, W) weights in [0, 1]."""
+    """Peak signal-to-noise ratio in dB, mean over pictures. x, y: (N, 3, H, W) in [-1, 1]; mask: (N, 1, H, W)
+    weights in [0, 1]."""
     error = (x.clamp(-1, 1) - y) ** 2 / 4
     if mask is None:
         mean = error.mean((1, 2, 3))
@@ -59,7 +81,8 @@ def _crops(data: PlayroomData, rows: np.ndarray, at: tuple[int, int], size: int)
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch_size: int = 32) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the posterior. images: (N, 3, H, W) in [-1, 1] -> two of (N, C, h, w), unscaled."""
+    """Mean and standard deviation of the posterior. images: (N, 3, H, W) in [-1, 1] -> two of (N, C, h, w),
+    unscaled."""
     means, stds = [], []
     with torch.autocast(images.device.type, torch.bfloat16):
         for part in images.split(batch_size):
@@ -77,12 +100,15 @@ def decode(vae: AutoencoderKL, latents: Tensor, batch_size: int = 16) -> Tensor:
 
 
 class VaeTask(Task):
-    """Stage one: everything, on crops of 64 px (they hold 4 x 4 latents' neighbourhoods and cost a quarter), last third on whole pictures."""
+    """Stage one: everything, on crops of 64 px (they hold 4 x 4 latents' neighbourhoods and cost a quarter), last
+    third on whole pictures."""
 
     name = "vae"
     crop = 64
 
-    def __init__(self, data: PlayroomData, held_out: PlayroomData, steps: int = JOINT.steps, batch_size: int = 16) -> None:
+    def __init__(
+        self, data: PlayroomData, held_out: PlayroomData, steps: int = JOINT.steps, batch_size: int = 16
+    ) -> None:
         self.data, self.held_out, self.steps, self.batch_size = data, held_out, steps, batch_size
         self.vae = make_vae()
 
@@ -119,11 +145,20 @@ class VaeTask(Task):
 
 
 class DecoderTask(VaeTask):
-    """Stage two: the encoder is fixed, its latents are on disk; the decoder alone, on whole pictures and crops by turns."""
+    """Stage two: the encoder is fixed, its latents are on disk; the decoder alone, on whole pictures and crops by
+    turns."""
 
     name = "vae-decoder"
 
-    def __init__(self, vae: AutoencoderKL, data: PlayroomData, held_out: PlayroomData, latents: np.ndarray, steps: int, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        data: PlayroomData,
+        held_out: PlayroomData,
+        latents: np.ndarray,
+        steps: int,
+        batch_size: int = 16,
+    ) -> None:
         super().__init__(data, held_out, steps, batch_size)
         self.vae, self.latents = vae.requires_grad_(False), latents
         self.vae.decoder.requires_grad_(True)
