@@ -37,8 +37,9 @@ TEXT = LoopConfig(
     preview_every=400,
 )
 STRANGERS = """
-toy cute little big happy sad shiny old new lovely small tiny fluffy my your the one very some nice clay soft round funny
-brave proud quiet bright dark sunny rainy morning evening summer winter close up portrait view of and at by under over near behind sks
+toy cute little big happy sad shiny old new lovely small tiny fluffy my your the one very some nice clay soft round
+funny brave proud quiet bright dark sunny rainy morning evening summer winter
+close up portrait view of and at by under over near behind sks
 """.split()  # noqa: SIM905
 
 

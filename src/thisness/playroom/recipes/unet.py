@@ -25,7 +25,7 @@ from .common import draw, picture_grid
 from .text import tokenize
 
 UNET = LoopConfig(
-    steps=8000,
+    steps=7000,
     lr=8e-4,
     betas=(0.9, 0.99),
     weight_decay=0.01,
