@@ -1,0 +1,360 @@
+"""What was learned of one thing: a manifest and tensors, as a folder that is whole or not there.
+
+    concepts/rufus/
+      concept.json          the manifest
+      NAME.safetensors      tensors, one file or several
+      COMPLETE.json         hashes of the files, written last
+
+What the tensors mean is the business of the method that learned them: a method registers a `ConceptHandler`, through
+which its concepts are attached to a base and exported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import ArtefactError, ConfigurationError, UserError, nearest, raise_all
+from .files import checked_name, directory, inside, load_tensors, read_json, save_tensors, verify_directory, write_json
+from .prompt import SlotWord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .bases import Base
+    from .subject import Subject
+
+MANIFEST = "concept.json"
+FORMAT = "thisness-concept"
+VERSION = 1
+MAX_TOKENS = 64
+LIBRARIES = ("thisness", "torch", "diffusers", "transformers", "peft")
+_FILE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.safetensors")
+_TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]{0,79}>")
+_KEYS = (
+    *("format", "version", "method", "name", "noun", "word", "tokens"),
+    *("base", "subject", "settings", "versions", "files"),
+)
+
+
+class ConceptHandler(Protocol):
+    """What a method does with the concepts that it learned."""
+
+    def attach(self, concept: Concept, base: Base) -> AbstractContextManager[Any]:
+        """Put the concept on the base; on exit the base is bit for bit as before.
+
+        Raises:
+            ArtefactError: tensors that do not fit the base, or would have no effect: all of them listed.
+        """
+        ...
+
+    def export(self, concept: Concept, folder: Path, to: str) -> list[Path]:
+        """Write the concept in another format.
+
+        Raises:
+            ConfigurationError: the method has no such format.
+        """
+        ...
+
+
+_HANDLERS: dict[str, ConceptHandler] = {}
+
+
+def register_handler(method: str, handler: ConceptHandler) -> None:
+    """Say who attaches and exports the concepts of a method. Called by the method's own module."""
+    _HANDLERS[method] = handler
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """Something learned. `Concept.create` makes one with its manifest; `Concept.load` reads one.
+
+    Args:
+        manifest: JSON data: format, version, method, name, noun, word (what takes the placeholder's place), tokens
+            (new words of the tokenizer), base (name, family, signature), subject (hash, pictures), settings,
+            versions, files (shape and dtype of each tensor by file).
+        tensors: by file name, then by tensor name.
+
+    Raises:
+        ArtefactError: the manifest has another form, or the tensors are not what it says; all of it at once.
+    """
+
+    manifest: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+    def __post_init__(self) -> None:
+        check_manifest(self.manifest, "the manifest")
+        differences = _differences(_describe(self.tensors), self.manifest["files"])
+        raise_all(differences, ArtefactError, f"the concept {self.name!r}")
+
+    @classmethod
+    def create(
+        cls,
+        method: str,
+        subject: Subject,
+        base: Base,
+        *,
+        word: str,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        tokens: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> Concept:
+        """A new concept with its manifest.
+
+        Args:
+            method: the registered name of the method that learned it.
+            subject: what it was learned from; gives the name, the noun, and a hash of the pictures.
+            base: what it was learned on.
+            word: what takes the placeholder's place in prompts: "<rufus> dog".
+            tensors: by file ("embeddings.safetensors"), then by name.
+            tokens: words that the tokenizer must be given before the prompt is read, in the order of their rows.
+            settings: of the method, as JSON data.
+        """
+        plain = {file: dict(group) for file, group in tensors.items()}
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "method": method,
+            "name": subject.name,
+            "noun": subject.noun,
+            "word": word,
+            "tokens": list(tokens),
+            "base": {"name": base.name, "family": base.family, "signature": base.signature},
+            "subject": {"hash": subject.hash, "pictures": len(subject.images)},
+            "settings": dict(settings or {}),
+            "versions": library_versions(),
+            "files": _describe(plain),
+        }
+        return cls(manifest, plain)
+
+    @classmethod
+    def load(cls, folder: str | Path, base: Base | None = None, *, other_weights: bool = False) -> Concept:
+        """Read a concept from its folder and check all of it before anything is used.
+
+        Args:
+            folder: what `save` wrote.
+            base: refuse a concept that was learned on another one.
+            other_weights: allow another model of the same family, for instance a finetune of the one learned on.
+
+        Raises:
+            ArtefactError: incomplete, damaged, not a concept, of a later version, or of another base.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and not (folder / MANIFEST).exists() and not (folder / "COMPLETE.json").exists():
+            raise ArtefactError(f"{folder} is not a concept (no {MANIFEST} in it): learn one with `thisness learn`")
+        verify_directory(folder)
+        manifest = read_json(inside(folder, MANIFEST))
+        check_manifest(manifest, str(folder / MANIFEST))
+        tensors = {}
+        for file, entries in manifest["files"].items():
+            shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+            tensors[file] = load_tensors(inside(folder, file), expect=shapes)
+        concept = cls(manifest, tensors)
+        if base is not None:
+            concept.check_base(base, other_weights=other_weights)
+        return concept
+
+    def save(self, folder: str | Path, extra: Callable[[Path], None] | None = None) -> Path:
+        """Write the concept's folder, whole or not at all; an earlier artefact there is replaced.
+
+        Args:
+            folder: where to.
+            extra: called with the folder that is being built, to add files (a sheet of previews, a log).
+
+        Returns:
+            `folder`.
+
+        Raises:
+            ArtefactError: something that thisness did not write is there.
+            OSError: it cannot be written.
+        """
+        with directory(folder) as building:
+            for file, group in self.tensors.items():
+                save_tensors(building / file, group, {"format": "pt"})  # what readers of other tools look for
+            write_json(building / MANIFEST, self.manifest)
+            if extra is not None:
+                extra(building)
+        return Path(folder)
+
+    def check_base(self, base: Base, *, other_weights: bool = False) -> None:
+        """Refuse a base that the concept was not learned on.
+
+        Raises:
+            ArtefactError: of another family, or with other weights where these are not allowed.
+        """
+        learned = self.manifest["base"]
+        if learned["family"] != base.family:
+            raise ArtefactError(
+                f"the concept {self.name!r} was learned on {learned['name']!r} (family {learned['family']}), and "
+                f"{base.name!r} is of the family {base.family}: learn it anew on this base"
+            )
+        if learned["signature"] != base.signature and not other_weights:
+            raise ArtefactError(
+                f"the concept {self.name!r} was learned on {learned['name']!r} (signature "
+                f"{learned['signature'][:12]}), and {base.name!r} has other weights (signature {base.signature[:12]}): use that base, learn it anew, "
+                "or allow it (other_weights=True)"
+            )
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def noun(self) -> str:
+        return str(self.manifest["noun"])
+
+    @property
+    def method(self) -> str:
+        return str(self.manifest["method"])
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Words that the tokenizer has to be given, in the order of their rows."""
+        return tuple(self.manifest["tokens"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the method."""
+        return dict(self.manifest["settings"])
+
+    @property
+    def word(self) -> SlotWord:
+        """What takes the placeholder's place in a prompt."""
+        return SlotWord(self.manifest["word"], self.noun)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over what decides the pictures: method, word, tokens, settings and all tensors; in hexadecimal."""
+        from safetensors.torch import save
+
+        keys = ("method", "noun", "word", "tokens", "settings")
+        digest = hashlib.sha256(json.dumps({key: self.manifest[key] for key in keys}, sort_keys=True).encode())
+        for file, group in sorted(self.tensors.items()):
+            plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in sorted(group.items())}
+            digest.update(file.encode() + save(plain))
+        return digest.hexdigest()
+
+    def attach(self, base: Base) -> AbstractContextManager[Any]:
+        """Put the concept on a base for the length of a `with`; afterwards the base is bit for bit as before.
+
+        Raises:
+            ArtefactError: it does not fit the base, or would have no effect.
+        """
+        return self._handler().attach(self, base)
+
+    def export(self, folder: str | Path, to: str = "diffusers") -> list[Path]:
+        """Write the concept in a format that other programs read; returns the files written.
+
+        Raises:
+            ConfigurationError: the method has no such format.
+        """
+        return self._handler().export(self, Path(folder), to)
+
+    def _handler(self) -> ConceptHandler:
+        if self.method not in _HANDLERS:
+            importlib.import_module(f"{__package__}.methods")  # methods register themselves; nothing here knows them
+        if self.method not in _HANDLERS:
+            raise ConfigurationError(
+                f"the concept {self.name!r} was learned by {self.method!r}, which this version does not have"
+                f"{nearest(self.method, _HANDLERS)}: known are {', '.join(sorted(_HANDLERS)) or 'none'}"
+            )
+        return _HANDLERS[self.method]
+
+    def __repr__(self) -> str:
+        return f"Concept({self.name!r}, {self.method!r}, on {self.manifest['base']['name']!r})"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides a result, as installed."""
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = "not installed"
+    return found
+
+
+def check_manifest(data: Any, where: str) -> None:
+    """Refuse a manifest of another form.
+
+    Raises:
+        ArtefactError: all that is wrong, at once.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ArtefactError(f"{where} does not describe a concept of thisness")
+    if not isinstance(data.get("version"), int) or not 1 <= data["version"] <= VERSION:
+        raise ArtefactError(f"{where} is of version {data.get('version')!r}, this program reads {VERSION}: update it")
+    problems = [f"{key} is missing" for key in _KEYS if key not in data]
+    problems += [f"unknown key {str(key)!r}{nearest(str(key), _KEYS)}" for key in data if key not in _KEYS]
+    raise_all(problems, ArtefactError, where)
+    kinds = {"base": dict, "subject": dict, "settings": dict, "versions": dict, "files": dict, "tokens": list}
+    problems = [
+        f"{key} must be {kinds.get(key, str).__name__}"
+        for key in _KEYS[2:]
+        if not isinstance(data[key], kinds.get(key, str))
+    ]
+    raise_all(problems, ArtefactError, where)
+    for check in (lambda: checked_name(data["name"], "name"), lambda: SlotWord(data["word"], data["noun"])):
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    strings = {f"base.{key}": data["base"].get(key) for key in ("name", "family", "signature")}
+    problems += [f"{key} must be text" for key, value in strings.items() if not isinstance(value, str)]
+    tokens = data["tokens"]
+    if len(tokens) > MAX_TOKENS or len(set(map(str, tokens))) != len(tokens):
+        problems.append(f"tokens must be at most {MAX_TOKENS}, each once")
+    problems += [f"token {t!r:.90} is not <name>" for t in tokens if not (isinstance(t, str) and _TOKEN.fullmatch(t))]
+    problems += [
+        f"file {str(file)[:80]!r} is not NAME.safetensors" for file in data["files"] if not _FILE.fullmatch(file)
+    ]
+    if not data["files"]:
+        problems.append("it lists no tensors: it would change nothing")
+    problems += [
+        f"{file}: tensors must have a shape and a dtype" for file, e in data["files"].items() if not _described(e)
+    ]
+    raise_all(problems, ArtefactError, where)
+
+
+def _described(entries: Any) -> bool:
+    return isinstance(entries, dict) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and isinstance(entry.get("shape"), list)
+        and all(isinstance(length, int) and length >= 0 for length in entry["shape"])
+        for entry in entries.values()
+    )
+
+
+def _describe(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        file: {
+            name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for name, tensor in group.items()
+        }
+        for file, group in tensors.items()
+    }
+
+
+def _differences(found: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+    """Where tensors are not what the manifest says."""
+    problems = [f"{file} is missing" for file in said if file not in found]
+    problems += [f"{file} is not in the manifest" for file in found if file not in said]
+    for file in found.keys() & said.keys():
+        names = found[file].keys() | said[file].keys()
+        problems += [
+            f"{file}: {name} is {found[file].get(name, 'missing')}, the manifest says {said[file].get(name, 'nothing')}"
+            for name in sorted(names)
+            if found[file].get(name) != said[file].get(name)
+        ]
+    return problems
