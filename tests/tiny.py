@@ -1,0 +1,131 @@
+"""The tiniest models of the real architectures, with random weights: for tests that ask how code treats models."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from thisness.bases import Base
+
+WORDS = (
+    "dog", "cat", "photo", "a", "of", "on", "the", "beach", "snow", "sleeping", "sks", "an", "hat", "in", "with", "red",
+)  # fmt: skip
+RESOLUTION = 16
+TEXT_LENGTH = 24
+
+
+def tokenizer(pad: str | None = None, length: int = TEXT_LENGTH) -> CLIPTokenizer:
+    """Knows single characters and WORDS as one token each. pad: another padding token, as SD 2.x has ("!")."""
+    vocabulary: dict[str, int] = {}
+    for token in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[token] = len(vocabulary)
+    for character in string.ascii_lowercase + string.digits + string.punctuation:
+        for token in (character, character + "</w>"):
+            vocabulary[token] = len(vocabulary)
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        left = word[0]
+        for number, character in enumerate(word[1:], 2):
+            right = character + ("</w>" if number == len(word) else "")
+            if (left, right) not in merges:
+                merges.append((left, right))
+                vocabulary.setdefault(left + right, len(vocabulary))
+            left += right
+    more = {"pad_token": pad} if pad else {}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, **more)
+
+
+def text_encoder(tokens: CLIPTokenizer, width: int = 16, seed: int = 0) -> CLIPTextModel:
+    torch.manual_seed(seed)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokens.model_max_length,
+            projection_dim=width,
+            bos_token_id=tokens.bos_token_id,
+            eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.pad_token_id,
+        )
+    ).eval()
+
+
+def vae(channels: int = 4, seed: int = 0) -> AutoencoderKL:
+    """2 pixels for each latent."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=RESOLUTION,
+    ).eval()
+
+
+def unet(width: int = 16, seed: int = 0, **config: Any) -> UNet2DConditionModel:
+    """8x8 latents; attention at 8x8 and, in the middle, 4x4: 4 transformer blocks, so 8 sites."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "sample_size": RESOLUTION // 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "cross_attention_dim": width,
+        "norm_num_groups": 4,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+    }
+    model = UNet2DConditionModel(**settings | config).eval()
+    for parameter in model.parameters():  # the initial attention is nearly uniform: sharpen it, so that edits show
+        if parameter.ndim == 2:
+            parameter.data *= 2.0
+    return model
+
+
+def scheduler(kind: str = "epsilon") -> DDIMScheduler:
+    """kind: "epsilon" as SD 1.x, "v_prediction" as SD 2.x, "zero-snr" as the embedded model (v, trailing)."""
+    shared = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    special = {
+        "epsilon": {"set_alpha_to_one": False, "steps_offset": 1},
+        "v_prediction": {"set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "v_prediction"},
+        "zero-snr": {
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "timestep_spacing": "trailing",
+        },
+    }[kind]
+    return DDIMScheduler(**shared | special)
+
+
+def pipeline(kind: str = "epsilon", *, pad: str | None = None, **unet_config: Any) -> StableDiffusionPipeline:
+    """A stock pipeline: 16x16 pixels, 8x8 latents, 24 tokens."""
+    tokens = tokenizer(pad)
+    pipe = StableDiffusionPipeline(
+        tokenizer=tokens,
+        text_encoder=text_encoder(tokens),
+        unet=unet(**unet_config),
+        vae=vae(),
+        scheduler=scheduler(kind),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def base(kind: str = "epsilon", **config: Any) -> Base:
+    """The same as a base."""
+    return Base.from_pipeline(pipeline(kind, **config), name="tiny")
