@@ -130,7 +130,7 @@ class Concept:
             "tokens": list(tokens),
             "base": {"name": base.name, "family": base.family, "signature": base.signature},
             "subject": {"hash": subject.hash, "pictures": len(subject.images)},
-            "settings": dict(settings or {}),
+            "settings": json.loads(json.dumps(dict(settings or {}), allow_nan=False)),
             "versions": library_versions(),
             "files": _describe(plain),
         }
@@ -199,9 +199,9 @@ class Concept:
             )
         if learned["signature"] != base.signature and not other_weights:
             raise ArtefactError(
-                f"the concept {self.name!r} was learned on {learned['name']!r} (signature "
-                f"{learned['signature'][:12]}), and {base.name!r} has other weights (signature {base.signature[:12]}): use that base, learn it anew, "
-                "or allow it (other_weights=True)"
+                f"the concept {self.name!r} was learned on {learned['name']!r} with the signature "
+                f"{learned['signature'][:12]}, and {base.name!r} has {base.signature[:12]}, that is other weights: "
+                "use that base, learn it anew, or allow it (other_weights=True)"
             )
 
     @property
