@@ -144,7 +144,7 @@ def parse_spec(text: str, kind: str = "part") -> Spec:
         elif value.count('"') not in (0, 2) or (value.count('"') == 2 and value[0] + value[-1] != '""'):
             problems.append(f"{pair.strip()!r}: quotes go around a whole value")
         else:
-            settings[key] = _read_value(value)
+            settings[key] = read_value(value)
     raise_all(problems, lead=f"{kind} {text.strip()[:120]!r} (write name:key=value,key=value)")
     return Spec.of(name, settings)
 
@@ -200,11 +200,11 @@ def settings_problems(values: Mapping[str, Any], settings: type, what: str) -> l
         elif isinstance(value, float) and not math.isfinite(value):
             problems.append(f"{what}.{key} is {value}: expected a finite number")
         elif not _fits(value, hints[key]):
-            problems.append(f"{what}.{key} is {_written(value)}: expected {_described(hints[key])}")
+            problems.append(f"{what}.{key} is {_written(value)}: expected {described(hints[key])}")
     missing = dataclasses.MISSING
     for key, entry in entries.items():
         if entry.default is missing and entry.default_factory is missing and key not in values:
-            problems.append(f"{what}.{key} is not set: expected {_described(hints[key])}")
+            problems.append(f"{what}.{key} is not set: expected {described(hints[key])}")
     if not problems:
         try:
             settings(**_converted(values, settings))
@@ -249,7 +249,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _read_value(text: str) -> Value:
+def read_value(text: str) -> Value:
+    """A value as people write it: a whole number, a number, true, false, none, else text; quotes make it text."""
     if text[0] == '"':
         return text[1:-1]
     if text.lower() in _WORDS:
@@ -261,7 +262,7 @@ def _read_value(text: str) -> Value:
 
 def _written(value: Any) -> str:
     if isinstance(value, str):
-        plain = _read_value(value) == value if value else False
+        plain = read_value(value) == value if value else False
         return value if plain and not re.search(r'[,"\s]', value) else f'"{value}"'
     if isinstance(value, tuple):
         return f'"{",".join(_written(entry) for entry in value)}"'
@@ -302,7 +303,7 @@ def _entries(value: Any) -> list[Any] | None:
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, str):
-        return [_read_value(piece.strip()) for piece in value.split(",") if piece.strip()]
+        return [read_value(piece.strip()) for piece in value.split(",") if piece.strip()]
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
@@ -320,13 +321,14 @@ def _converted(values: Mapping[str, Any], settings: type) -> dict[str, Any]:
     return result
 
 
-def _described(hint: Any) -> str:
+def described(hint: Any) -> str:
+    """A type as it is told to a person: "a whole number or none"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_described(argument) for argument in arguments)
+        return " or ".join(described(argument) for argument in arguments)
     if origin is typing.Literal:
         return "one of " + ", ".join(str(argument) for argument in arguments)
     if origin in (tuple, list):
-        return f"a list of {_described(arguments[0])}" if arguments else "a list"
+        return f"a list of {described(arguments[0])}" if arguments else "a list"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -20,9 +20,9 @@ def _callback(
     """
     del debug  # taken out of the words before they are parsed; declared here for the help
     if version:
-        from importlib.metadata import version as installed
+        from thisness import __version__
 
-        typer.echo(f"thisness {installed('thisness')}")
+        typer.echo(f"thisness {__version__}")
         raise typer.Exit
 
 

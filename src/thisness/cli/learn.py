@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from thisness.cli.generate import BaseOption, DeviceOption, DtypeOption
-from thisness.cli.options import fields, parse_settings, type_name
+from thisness.cli.options import fields, parse_settings
 from thisness.errors import UserError
+from thisness.recipe import described
 
 
 def learn(
@@ -71,4 +72,4 @@ def _list_settings(method: str, settings: type) -> None:
     typer.echo(f"Settings of {method} (give them with --set KEY=VALUE):")
     for key, (kind, default, meaning) in fields(settings).items():
         shown = "must be given" if default is dataclasses.MISSING else f"= {default}"
-        typer.echo(f"  {key} {shown}  ({type_name(kind)}){'  ' + meaning if meaning else ''}")
+        typer.echo(f"  {key} {shown}  ({described(kind)}){'  ' + meaning if meaning else ''}")

@@ -1,16 +1,15 @@
-"""What several commands read from the line: seeds, `--set key=value`, devices."""
+"""What several commands read from the line: seeds, and `--set key=value`."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-import types
 import typing
 from collections.abc import Sequence
 from typing import Any
 
-from thisness.errors import UserError, nearest, raise_all
+from thisness.errors import UserError, raise_all
+from thisness.recipe import read_value, settings_problems
 
 MAX_SEEDS = 10_000
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -62,75 +61,11 @@ def fields(settings: type) -> dict[str, tuple[Any, Any, str]]:
     return found
 
 
-def type_name(kind: Any) -> str:
-    """A type as it is shown to a person: "whole number", "number", "yes or no", "a|b" ..."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(part) for part in arguments)
-    if origin is typing.Literal:
-        return "|".join(str(choice) for choice in arguments)
-    if origin in (tuple, list):
-        inner = arguments[0] if arguments else str
-        return f"{type_name(inner)}, ..."
-    names = {int: "whole number", float: "number", bool: "true|false", str: "text", type(None): "none"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def convert(text: str, kind: Any) -> Any:
-    """One value of a field's type from text.
-
-    Args:
-        text: what was typed after `=`.
-        kind: int, float, bool, str, None, a Literal, a union of these, or a tuple or list of one of them.
-
-    Raises:
-        ValueError: the text is no value of that type.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        for part in sorted(arguments, key=lambda part: part is str):  # text takes anything, so it comes last
-            try:
-                return convert(text, part)
-            except ValueError:
-                continue
-        raise ValueError(text)
-    if origin is typing.Literal:
-        for choice in arguments:
-            if text == str(choice):
-                return choice
-        raise ValueError(text)
-    if origin in (tuple, list):
-        inner = arguments[0] if arguments else str
-        values = [convert(part.strip(), inner) for part in text.split(",") if part.strip()]
-        if origin is tuple and arguments and arguments[-1] is not Ellipsis and len(values) != len(arguments):
-            raise ValueError(text)
-        return origin(values)
-    if kind is type(None):
-        if text.lower() != "none":
-            raise ValueError(text)
-        return None
-    if kind is bool:
-        truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if text.lower() not in truth:
-            raise ValueError(text)
-        return truth[text.lower()]
-    if kind is int:
-        return int(text)
-    if kind is float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(text)
-        return number
-    if kind is str:
-        return text
-    raise ValueError(text)
-
-
 def parse_settings(pairs: Sequence[str], settings: type, what: str) -> dict[str, Any]:
     """Values for a settings dataclass from "key=value" words.
 
     Args:
-        pairs: the words of `--set`.
+        pairs: the words of `--set`; dashes in a key count as underscores.
         settings: the dataclass that names the keys and their types.
         what: whose settings they are, for the message.
 
@@ -138,24 +73,16 @@ def parse_settings(pairs: Sequence[str], settings: type, what: str) -> dict[str,
         The values by key; a key that is repeated has its last value.
 
     Raises:
-        ConfigurationError: everything that is wrong, at once: no `=`, an unknown key, a value of another type.
+        ConfigurationError: everything that is wrong, at once: no `=`, an unknown key, a value of another type or out
+            of its range.
     """
-    known = fields(settings)
     values: dict[str, Any] = {}
     wrong: list[str] = []
-    unknown = False
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals:
-            wrong.append(f"{pair!r} is not of the form key=value")
-        elif key not in known:
-            unknown = True
-            wrong.append(f"{what} has no setting {key!r}{nearest(key, known)}")
+        if key.strip() and equals and text.strip():
+            values[key.strip().replace("-", "_")] = read_value(text.strip())
         else:
-            try:
-                values[key] = convert(text.strip(), known[key][0])
-            except ValueError:
-                wrong.append(f"{key}={text.strip()!r}: expected {type_name(known[key][0])}")
-    raise_all(wrong, lead=f"settings of {what} ({', '.join(known)})" if unknown else f"settings of {what}")
+            wrong.append(f"{pair!r} is not of the form key=value")
+    raise_all([*wrong, *settings_problems(values, settings, what)])
     return values
