@@ -131,9 +131,10 @@ class Reader(nn.Module):
             grid = 4
         else:
             raise ValueError(f"a reader is a teacher or a judge, not {kind!r}")
-        self.neck = nn.Linear(widths[-1] * grid * grid, 320)
+        width = 320 if kind == "teacher" else 128
+        self.neck = nn.Linear(widths[-1] * grid * grid, width)
         self.heads = nn.ModuleDict(
-            {name.replace(" ", "_"): nn.Linear(320, len(values)) for name, values in ATTRIBUTES.items()}
+            {name.replace(" ", "_"): nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()}
         )
 
     def _resized(self, x: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def train_unet(place: Workplace, steps: int | None = None, stop_after: float | N
 
 
 def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None) -> None:
-    """Write `playroom-sd`, `teacher` and `judge` as fp16 safetensors that plain diffusers and transformers read in
+    """Write `playroom-sd` and `judge` as fp16 safetensors that plain diffusers and transformers read in
     fp32."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
@@ -146,9 +146,8 @@ def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None)
         "float32"  # transformers would else load the text encoder in half precision, diffusers the rest in full
     )
     write_json(folder / "text_encoder" / "config.json", config)
-    for kind in ("teacher", "judge"):
-        if (place.built(kind) / "config.json").exists():
-            Reader.load(place.built(kind)).save(target / kind)
+    if (place.built("judge") / "config.json").exists():
+        Reader.load(place.built("judge")).save(target / "judge")
 
 
 STEPS: dict[str, Callable[..., bool]] = {
