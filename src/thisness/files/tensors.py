@@ -106,7 +106,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         plain[name] = tensor
-    write_with(path, lambda partial: save_file(plain, partial, metadata=dict(metadata or {})))
+    write_with(path, lambda partial: save_file(plain, partial, metadata=dict(metadata) if metadata else None))
 
 
 def _all_finite(tensor: Tensor) -> bool:

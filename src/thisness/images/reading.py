@@ -99,7 +99,7 @@ def check_mask(mask: np.ndarray, size: tuple[int, int], *, resize: bool = False,
                 f"{name}: the mask is {found[0]}x{found[1]} but the picture is {size[0]}x{size[1]}: "
                 "pass a mask of the picture's size, or --resize-mask (resize_mask=True)"
             )
-        resized = Image.fromarray(mask).resize(tuple(size), Image.Resampling.BILINEAR)
+        resized = Image.fromarray(mask).resize((size[0], size[1]), Image.Resampling.BILINEAR)
         mask = np.clip(np.asarray(resized, np.float32), 0, 1)
     if not (mask >= INSIDE).any():
         raise ImageError(f"{name}: the mask is empty (nothing in it is white): paint the subject white, or remove it")
