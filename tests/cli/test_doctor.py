@@ -21,14 +21,14 @@ def photos(tmp_path):
 def test_a_fit_folder(photos, capsys):
     assert cli.run(["doctor", str(photos)]) == 0
     said = capsys.readouterr().out
-    assert "4 pictures" in said and "fit to learn from" in said and "torch" in said
+    assert "4 pictures" in " ".join(said.split()) and "fit to learn from" in said and "torch" in said
 
 
 def test_an_unfit_folder_exits_with_2_and_names_the_file(photos, capsys):
     (photos / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut short")
     assert cli.run(["doctor", str(photos)]) == 2
     captured = capsys.readouterr()
-    assert "2.png" in captured.out and "not fit" in captured.err
+    assert "2.png" in "".join(captured.out.split()) and "not fit" in captured.err
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):
@@ -48,4 +48,4 @@ def test_brackets_in_a_file_name_are_no_markup(photos, capsys):
     for file in photos.iterdir():
         Image.open(file).resize((64, 64)).save(file)
     assert cli.run(["doctor", str(photos)]) == 0
-    assert "[red]0.png" in capsys.readouterr().out
+    assert "[red]0.png" in "".join(capsys.readouterr().out.split())
