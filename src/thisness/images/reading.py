@@ -123,10 +123,24 @@ def _decoded(source: str | Path | bytes) -> Image.Image:
         raise ImageError(
             f"{name} has {len(data) / 2**20:.0f} MiB: at most {MAX_BYTES // 2**20} are read; make it smaller"
         )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of broken metadata, which are dropped anyway
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        picture = _opened(data, name)
+        try:
+            picture.load()
+        except Exception as error:
+            raise ImageError(f"{name} is truncated or damaged ({error}): copy or export it again") from error
+        try:
+            return ImageOps.exif_transpose(picture)
+        except Exception:  # unreadable EXIF data do not make the pixels unusable
+            return picture
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """Identified by its header and within the caps, not yet decoded."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels: make it smaller") from None
     except UnidentifiedImageError:
@@ -137,14 +151,7 @@ def _decoded(source: str | Path | bytes) -> Image.Image:
     frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     if frames > 1:
         raise ImageError(f"{name} is an animation of {frames} frames: save the one that you want as a picture")
-    try:
-        picture.load()
-    except Exception as error:
-        raise ImageError(f"{name} is truncated or damaged ({error}): copy or export it again") from error
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # unreadable EXIF data do not make the pixels unusable
-        return picture
+    return picture
 
 
 def _content(path: Path) -> bytes:

@@ -42,7 +42,7 @@ def fit_square(image: Image.Image, size: int, mask: np.ndarray | None = None) ->
     square = image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     if mask is None:
         return square, None
-    scaled = Image.fromarray(np.asarray(mask, np.float32)).resize((size, size), Image.Resampling.BOX, box=box)
+    scaled = Image.fromarray(np.asarray(mask, np.float32)).resize((size, size), Image.Resampling.BILINEAR, box=box)
     return square, np.clip(np.asarray(scaled, np.float32), 0, 1)
 
 
