@@ -1,0 +1,69 @@
+"""Where a model attends."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import ConfigurationError
+
+Kind = Literal["self", "cross", "dual", "single"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention layer.
+
+    Args:
+        name: its module: "down_blocks.0.attentions.0.transformer_blocks.0.attn2".
+        kind: "self" (among positions of the picture), "cross" (from the picture to the text); "dual" and "single" are
+            the joint attention of transformers with two streams and with one.
+        layer: its number among all layers of its kind, in the order in which they run, from 0.
+        resolution: side of its grid of queries at the size that the model was trained at.
+        stage: "down", "mid", "up", or "" where a model has no such stages.
+    """
+
+    name: str
+    kind: Kind
+    layer: int
+    resolution: int
+    stage: str = ""
+
+
+def sites_of(model: Any) -> dict[str, Site]:
+    """Every attention layer of a denoiser by name, in the order in which they run.
+
+    Raises:
+        ConfigurationError: a kind of model whose layers are not known.
+    """
+    if not hasattr(model, "attn_processors") or not hasattr(model.config, "down_block_types"):
+        raise ConfigurationError(f"attention of a {type(model).__name__} is not known: expected a UNet of diffusers")
+    names = [name.removesuffix(".processor") for name in model.attn_processors]
+    order = {"down": 0, "mid": 1, "up": 2}
+    names.sort(key=lambda name: order[_stage(name)])  # stable: within a stage the order of registration is kept
+    counts: dict[str, int] = {}
+    sites = {}
+    for name in names:
+        kind: Kind = "cross" if model.get_submodule(name).is_cross_attention else "self"
+        sites[name] = Site(name, kind, counts.get(kind, 0), _resolution(name, model.config), _stage(name))
+        counts[kind] = counts.get(kind, 0) + 1
+    return sites
+
+
+def _stage(name: str) -> str:
+    found = re.search(r"(?:^|\.)(down|mid|up)_block", name)
+    if found is None:
+        raise ConfigurationError(f"attention layer {name} is in no known stage of a UNet")
+    return found[1]
+
+
+def _resolution(name: str, config: Any) -> int:
+    """Down block i works at 1/2**i of the latents' side, the middle at the last one's, up blocks back to the full."""
+    side = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+    last = len(config.down_block_types) - 1
+    block = re.search(r"(?:^|\.)(down|up)_blocks\.(\d+)", name)
+    if block is None:
+        return side // 2**last
+    depth = int(block[2]) if block[1] == "down" else last - int(block[2])
+    return side // 2**depth

@@ -1,0 +1,205 @@
+"""The loop: noise to latents, with the base's parts and diffusers' schedulers.
+
+With nothing attached it gives the latents of the stock pipeline, bit for bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention import Intervention, attached, rows_of
+from ..bases import Base
+from ..conditioning import Conditioning, encode
+from ..errors import ConfigurationError, ThisnessError
+from .guidance import guided, rescaled
+from .options import SamplingOptions
+from .schedulers import make_scheduler
+
+CHECK_EVERY = 10  # steps between looking whether latents are finite, which waits for the device
+
+
+class Cancelled(ThisnessError):
+    """For `on_step` to raise when nobody waits for the picture any more."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `on_step` is told after each step.
+
+    Attributes:
+        number: from 1.
+        count: of all steps.
+        timestep: the scheduler's number for the noise level.
+        latents: (samples, *latent_shape), as the next step gets them.
+    """
+
+    number: int
+    count: int
+    timestep: float
+    latents: Tensor
+    _clean: Callable[[], Tensor] = field(repr=False, compare=False)
+
+    def clean(self) -> Tensor:
+        """The clean latents that this step predicted, for previews: `base.decode(step.clean())`."""
+        return self._clean()
+
+
+@torch.no_grad()
+def sample(
+    base: Base,
+    conditioning: Conditioning,
+    negative: Conditioning | None = None,
+    seeds: Sequence[int] | None = None,
+    options: SamplingOptions | None = None,
+    *,
+    generators: Sequence[torch.Generator] | None = None,
+    interventions: Sequence[Intervention] = (),
+    on_step: Callable[[Step], None] | None = None,
+    latents: Tensor | None = None,
+) -> Tensor:
+    """Make latents, all samples in one batch.
+
+    The denoiser sees the rows of the negative branch, then those of the conditional one; interventions find them by
+    role ("uncond", "cond") and sample in `context.rows`. Under no guidance there is the conditional branch alone.
+
+    Args:
+        base: whose denoiser.
+        conditioning: of one row, or one for each sample.
+        negative: of one row, or one for each sample; the empty sentence where None. Used under guidance only.
+        seeds: one for each sample: each has its own generator on the CPU, so that neither the device nor its
+            neighbours change its noise. Or pass `generators`.
+        options: how; what the base is used with where None.
+        generators: one for each sample.
+        interventions: attached for the run, in this order.
+        on_step: called after each step, for progress and previews; what it raises ends the run, e.g. `Cancelled`.
+        latents: initial standard normal noise (samples, *latent_shape), instead of drawing it.
+
+    Returns:
+        (samples, *latent_shape), in the dtype of the base.
+
+    Raises:
+        ConfigurationError: neither or both of seeds and generators, options that the base cannot do.
+        ThisnessError: the latents are not finite; the message names the step.
+    """
+    if (seeds is None) == (generators is None) or not len(seeds or generators or ()):
+        raise ConfigurationError("sample needs one seed, or one generator, for each picture: pass seeds or generators")
+    draws = list(generators) if generators is not None else [seeded(seed) for seed in seeds or ()]
+    options = (options or SamplingOptions()).resolved(base)
+    count, scale = len(draws), float(options.guidance or 0.0)
+    branches = {"cond": conditioning}
+    if scale > 1:
+        branches = {"uncond": negative if negative is not None else encode(base, ""), "cond": conditioning}
+    read = Conditioning.cat([branch.expand(count) for branch in branches.values()])  # (branches * samples) rows
+
+    scheduler = make_scheduler(base, options.scheduler)
+    scheduler.set_timesteps(options.steps, device=base.device)
+    latents = _initial(base, scheduler, draws, options, latents)
+    keywords = _step_keywords(scheduler, draws, options.eta)
+    times = scheduler.timesteps.tolist()  # once: reading them one by one would wait for the device in every step
+    finite = _Finite(len(times), latents.device)
+    scheduling = [each for each in interventions if _schedules(each)]
+
+    with attached(base.denoiser, *interventions) as context:
+        context.rows, context.steps = rows_of(list(branches), count), len(times)
+        for step, timestep in enumerate(scheduler.timesteps):
+            context.step, context.timestep = step, times[step]
+            rows = torch.cat([latents] * len(branches)) if len(branches) > 1 else latents
+            rows = scheduler.scale_model_input(rows, timestep)
+            prediction = base.predict(rows, timestep, read, guidance=scale)
+            if len(branches) > 1:
+                uncond, cond = prediction.chunk(2)
+                prediction = guided(uncond, cond, scale)
+                if options.guidance_rescale > 0:
+                    prediction = rescaled(prediction, cond, options.guidance_rescale)
+            for each in scheduling:
+                if each.active(context):
+                    prediction = each.prediction(latents, prediction, context)
+            latents = scheduler.step(prediction, timestep, latents, **keywords, return_dict=False)[0]
+            for each in scheduling:
+                if each.active(context):
+                    latents = each.latents(latents, context)
+            finite.look(step, latents)
+            if on_step is not None:
+                clean = _Clean(base, rows[:count], prediction, times[step])
+                on_step(Step(step + 1, len(times), times[step], latents, clean))
+    return latents
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU. seed: 0 ... 2**63-1."""
+    if not 0 <= seed < 2**63:
+        raise ConfigurationError(f"seed {seed} is not in 0 ... 2**63-1")
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """Computes the clean latents of a step only where somebody asks for them."""
+
+    base: Base
+    rows: Tensor
+    prediction: Tensor
+    timestep: float
+
+    def __call__(self) -> Tensor:
+        return self.base.predicted_clean(self.rows, self.prediction, self.timestep)
+
+
+class _Finite:
+    """Finds the first step whose latents are not finite, and waits for the device every CHECK_EVERY steps only."""
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.steps = steps
+        self.first_bad = torch.full((), steps, dtype=torch.long, device=device)
+
+    def look(self, step: int, latents: Tensor) -> None:
+        """Raises: ThisnessError."""
+        bad = ~torch.isfinite(latents).all()
+        self.first_bad = torch.where(bad & (self.first_bad == self.steps), step, self.first_bad)
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.steps:
+            first = int(self.first_bad)
+            if first < self.steps:
+                cause = (
+                    "float16 overflows in some models: use bfloat16 or float32"
+                    if latents.dtype == torch.float16
+                    else "a concept whose training diverged, too high a guidance, or a damaged model"
+                )
+                raise ThisnessError(f"NaN or infinity in the latents at step {first + 1} of {self.steps}: {cause}")
+
+
+def _initial(
+    base: Base, scheduler: Any, draws: list[torch.Generator], options: SamplingOptions, latents: Tensor | None
+) -> Tensor:
+    """Noise as the scheduler starts from it, (samples, *latent_shape)."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    shape = (len(draws), *base.latent_shape(options.height, options.width))  # type: ignore[arg-type]
+    if latents is None:
+        latents = randn_tensor(shape, generator=draws, device=base.device, dtype=base.dtype)
+    elif tuple(latents.shape) != shape:
+        raise ConfigurationError(f"latents are {tuple(latents.shape)}: expected {shape}")
+    return latents.to(base.device, base.dtype) * scheduler.init_noise_sigma
+
+
+def _step_keywords(scheduler: Any, draws: list[torch.Generator], eta: float) -> dict[str, Any]:
+    """What this scheduler's `step` takes beside the prediction.
+
+    Raises:
+        ConfigurationError: eta with a scheduler that has none.
+    """
+    taken = inspect.signature(scheduler.step).parameters
+    if eta and "eta" not in taken:
+        raise ConfigurationError(f"eta is DDIM's, and {type(scheduler).__name__} has none: leave it 0, or use ddim")
+    keywords = {"eta": eta, "generator": draws}
+    return {name: value for name, value in keywords.items() if name in taken}
+
+
+def _schedules(intervention: Intervention) -> bool:
+    kind = type(intervention)
+    return kind.prediction is not Intervention.prediction or kind.latents is not Intervention.latents

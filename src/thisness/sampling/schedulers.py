@@ -1,0 +1,56 @@
+"""Samplers by name: diffusers' own schedulers, with the noise schedule of the base."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError, nearest
+
+if TYPE_CHECKING:
+    from ..bases import Base
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+}
+"""By name: the class in diffusers, and the settings in which it differs from the base's own."""
+
+_OF_THE_MODEL = ("prediction_type", "rescale_betas_zero_snr", "beta_schedule", "timestep_spacing")
+
+
+def make_scheduler(base: Base, name: str | None = None) -> Any:
+    """A scheduler for one run, with nothing of earlier runs in it.
+
+    Args:
+        base: whose noise schedule and prediction type it gets.
+        name: of SCHEDULERS; None for a copy of the base's own.
+
+    Raises:
+        ConfigurationError: no such name, or a scheduler that cannot do what the base was trained with.
+    """
+    if name is None:
+        return copy.deepcopy(base.scheduler)
+    if name not in SCHEDULERS:
+        raise ConfigurationError(f"no scheduler {name!r}{nearest(name, SCHEDULERS)}: known are {', '.join(SCHEDULERS)}")
+    import diffusers
+
+    kind, settings = SCHEDULERS[name]
+    cls = getattr(diffusers, kind)
+    taken = inspect.signature(cls.__init__).parameters
+    config = base.scheduler.config
+    lacking = [key for key in _OF_THE_MODEL if key not in taken and config.get(key) not in (None, False)]
+    if lacking:
+        raise ConfigurationError(
+            f"scheduler {name!r} has no {', '.join(lacking)}, with which {base.name} was trained, so its pictures would "
+            "be wrong: choose another, for instance ddim"
+        )
+    return cls.from_config(config, **settings)
