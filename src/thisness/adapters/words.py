@@ -1,0 +1,134 @@
+"""Learned words: new tokens whose rows stand beside the vocabulary, never in it.
+
+The base's tokenizers and embedding matrices are not changed: for the length of a `with` their places are taken by a
+copy of the tokenizer that knows the tokens, and by a module that looks up new numbers in rows of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..bases import Base
+from ..errors import ArtefactError, PromptError, raise_all
+from ..prompt import check_new_tokens
+
+
+class LearnedRows(nn.Module):
+    """A token embedding with further rows.
+
+    Args:
+        original: the embedding that knows the vocabulary; its weights are shared, not copied.
+        first: the number of the first new token; all below are the vocabulary's.
+        rows: (tokens, width), a tensor or a parameter.
+    """
+
+    def __init__(self, original: nn.Module, first: int, rows: Tensor) -> None:
+        super().__init__()
+        self.original, self.first = original, first
+        if isinstance(rows, nn.Parameter):
+            self.rows = rows
+        else:
+            self.register_buffer("rows", rows, persistent=False)
+
+    def table(self) -> Tensor:
+        """(tokens, width): what new numbers mean. Methods whose rows are computed override this."""
+        return self.rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: (batch, length) -> (batch, length, width)."""
+        known = self.original(ids.clamp(max=self.first - 1))
+        new = F.embedding((ids - self.first).clamp(min=0), self.table())
+        return torch.where((ids < self.first).unsqueeze(-1), known, new.to(known.dtype))
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.first + len(self.table())
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.table().shape[1])
+
+
+def text_parts(base: Base) -> dict[str, tuple[str, nn.Module]]:
+    """By the name of each text encoder, the name of its tokenizer and the encoder itself."""
+    tokenizers = [part.name for part in base.part_list if part.kind == "tokenizer"]
+    encoders = {name: module for name, module in base.modules.items() if name.startswith("text_encoder")}
+    return {name: (own, encoder) for (name, encoder), own in zip(encoders.items(), tokenizers, strict=True)}
+
+
+def vocabulary_rows(base: Base, text: str) -> dict[str, Tensor]:
+    """The rows that the text encoders read for some words.
+
+    Returns:
+        By encoder: (tokens of the text, width), copies in float32.
+
+    Raises:
+        PromptError: a tokenizer makes no tokens of it, or only the mark for unknown ones.
+    """
+    found = {}
+    for name, (own, encoder) in text_parts(base).items():
+        tokenizer = base.parts[own]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids or all(number in tokenizer.all_special_ids for number in ids):
+            raise PromptError(f"the base has no token for {text!r}: name another word that it knows")
+        table = encoder.get_input_embeddings()  # type: ignore[operator]
+        found[name] = table(torch.tensor(ids, device=base.device)).detach().float().clone()
+    return found
+
+
+@contextmanager
+def attached_words(base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor]) -> Iterator[dict[str, LearnedRows]]:
+    """Teach a base new words for the length of a `with`.
+
+    Args:
+        base: may have other words attached.
+        tokens: "<rufus>", "<rufus_1>" ..., in the order of their rows.
+        rows: by the name of each text encoder, (tokens, width); a parameter stays one and receives gradients.
+
+    Yields:
+        The modules that hold the rows, by text encoder.
+
+    Raises:
+        ArtefactError: rows missing, or of another number or width; all of it at once.
+        PromptError: a token that the tokenizer would mistake for another.
+    """
+    parts = text_parts(base)
+    problems = [f"no rows for {name}" for name in parts if name not in rows]
+    problems += [f"rows for {name}, which the base does not have" for name in rows if name not in parts]
+    for name in parts.keys() & rows.keys():
+        shape, width = tuple(rows[name].shape), int(_table_of(parts[name][1]).embedding_dim)
+        if shape != (len(tokens), width):
+            problems.append(f"the rows of {name} are {shape}: expected {(len(tokens), width)}")
+    raise_all(problems, ArtefactError, f"the words {', '.join(tokens)} do not fit {base.name}")
+    for own, _ in parts.values():
+        check_new_tokens(tokens, base.parts[own])
+
+    before_tokenizers = {own: base.parts[own] for own, _ in parts.values()}
+    before_tables = {name: _table_of(encoder) for name, (_, encoder) in parts.items()}
+    attached: dict[str, LearnedRows] = {}
+    try:
+        for name, (own, encoder) in parts.items():
+            tokenizer = copy.deepcopy(before_tokenizers[own])
+            first = len(tokenizer)
+            if tokenizer.add_tokens(list(tokens)) != len(tokens):
+                raise PromptError(f"the tokenizer does not take the words {', '.join(tokens)}: choose another name")
+            attached[name] = LearnedRows(before_tables[name], first, rows[name].to(base.device))
+            attached[name].training = encoder.training
+            encoder.set_input_embeddings(attached[name])  # type: ignore[operator]
+            base.parts[own] = tokenizer
+        yield attached
+    finally:
+        for name, (own, encoder) in parts.items():
+            encoder.set_input_embeddings(before_tables[name])  # type: ignore[operator]
+            base.parts[own] = before_tokenizers[own]
+
+
+def _table_of(encoder: nn.Module) -> Any:
+    return encoder.get_input_embeddings()  # type: ignore[operator]
