@@ -28,7 +28,7 @@ TEACHER = LoopConfig(
     preview_every=500,
 )
 JUDGE = LoopConfig(
-    steps=4500,
+    steps=3200,
     lr=2e-3,
     weight_decay=0.05,
     warmup=200,
