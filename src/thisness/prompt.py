@@ -183,7 +183,11 @@ def clean_text(text: str, what: str) -> str:
 
 
 def _noun_within(word: SlotWord, start: int) -> tuple[int, int]:
-    """Where in the filled text the noun of a word stands: its last occurrence as a whole word, else an empty span."""
-    found = list(re.finditer(rf"(?<!\w){re.escape(word.noun)}(?!\w)", word.text, re.IGNORECASE)) if word.noun else []
+    """Where in the filled text the noun of a word stands: its last occurrence as a whole word, else an empty span.
+
+    A learned word may have the noun for its name (<mug>): that is not the noun.
+    """
+    learned_or_noun = rf"<[^<>\s]*>|(?<!\w)({re.escape(word.noun)})(?!\w)"
+    found = [match for match in re.finditer(learned_or_noun, word.text, re.IGNORECASE) if word.noun and match[1]]
     end = start + len(word.text)
     return (start + found[-1].start(), start + found[-1].end()) if found else (end, end)

@@ -159,7 +159,7 @@ def _check_known(text: str, ids: list[int], offsets: list[tuple[int, int]], mark
 
     An encoder of the CLIP kind takes its first end mark for the end of the sentence.
     """
-    special = set(tokenizer.all_special_ids)
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}  # the padding may be a word: "!"
     rows = zip(ids, offsets, marks, strict=True)
     wrong = dict.fromkeys(text[a:b] for i, (a, b), mark in rows if i in special and not mark and b > a)
     if wrong:
