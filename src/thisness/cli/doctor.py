@@ -31,6 +31,9 @@ def doctor(
     console = Console()
     for heading, findings in parts.items():
         table = Table(title=heading, title_justify="left", title_style="bold", box=None, show_header=False)
+        table.add_column()
+        table.add_column()
+        table.add_column(overflow="fold")  # a long path is broken, never cut
         for finding in findings:
             style = STYLES[finding.level]
             table.add_row(f"[{style}]{finding.level}[/]", finding.topic, _plain(finding.text))
