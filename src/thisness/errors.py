@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 
 class ThisnessError(Exception):
-    """Something failed that is not the user's doing. Exit code 1 at the command line."""
+    """Something failed that is not the user's doing. `exit_code` is the command line's."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class UserError(ThisnessError):
-    """The input cannot be used. Exit code 2 at the command line."""
+    """The input cannot be used."""
+
+    exit_code = 2
 
 
 class ArtefactError(UserError):

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from thisness.cli.options import fields, parse_seeds, parse_settings
+from thisness.cli.options import fields, parse_pairs, parse_seeds
 from thisness.errors import ConfigurationError, UserError
 from thisness.recipe import build_settings
 
@@ -73,38 +73,27 @@ def test_seeds_that_are_none(text, says):
         ('word="5"', "5"),
     ],
 )
-def test_settings_have_the_types_of_their_fields(pair, value):
-    (found,) = parse_settings([pair], Settings, "it").values()
+def test_values(pair, value):
+    (found,) = parse_pairs([pair]).values()
     assert found == value and type(found) is type(value)
 
 
 def test_a_repeated_setting_has_its_last_value_and_dashes_are_underscores():
-    assert parse_settings(["steps=1", "steps=2"], Settings, "it") == {"steps": 2}
+    assert parse_pairs(["steps=1", "steps=2"]) == {"steps": 2}
 
 
-@pytest.mark.parametrize("pair, value", [("targets=to_k, to_v", ("to_k", "to_v")), ("betas=0.5,0.6", (0.5, 0.6))])
-def test_lists_are_written_with_commas(pair, value):
-    key = pair.partition("=")[0]
-    assert getattr(build_settings(parse_settings([pair], Settings, "it"), Settings, "it"), key) == value
+def test_lists_are_written_with_commas():
+    given = parse_pairs(["targets=to_k, to_v", "betas=0.5,0.6"])
+    settings = build_settings(given, Settings, "it")
+    assert settings.targets == ("to_k", "to_v") and settings.betas == (0.5, 0.6)
 
 
-def test_everything_wrong_is_said_at_once():
-    words = ["stepz=3", "lr=fast", "prior", "noise=loud", "betas=1", "steps=1.5", "rank=", "=2"]
+def test_everything_of_another_form_is_said_at_once():
     with pytest.raises(ConfigurationError) as error:
-        parse_settings(words, Settings, "dreambooth")
+        parse_pairs(["prior", "steps=3", "rank=", "=2"])
     message = str(error.value)
-    assert "dreambooth has no setting 'stepz' (did you mean 'steps'?)" in message
-    assert "dreambooth.lr is fast: expected a number" in message
     assert all(f"{word!r} is not of the form key=value" in message for word in ("prior", "rank=", "=2"))
-    assert "expected one of gaussian, uniform" in message
-    assert "dreambooth.betas" in message and "dreambooth.steps is 1.5: expected a whole number" in message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize("text", ["nan", "inf", "1e999"])
-def test_a_number_is_finite(text):
-    with pytest.raises(ConfigurationError, match="expected a"):
-        parse_settings([f"lr={text}"], Settings, "it")
 
 
 def test_fields_with_defaults_and_meanings():

@@ -64,7 +64,7 @@ def run(words: Sequence[str]) -> int:
     from typer.exceptions import Abort, TyperException
 
     from thisness.cli.app import build
-    from thisness.errors import ThisnessError, UserError
+    from thisness.errors import ThisnessError
 
     words, debug = _split_debug(words)
     try:
@@ -86,7 +86,7 @@ def run(words: Sequence[str]) -> int:
         if debug:
             raise
         _say(str(error))
-        return 2 if isinstance(error, UserError) else 1
+        return error.exit_code
     except Exception as error:
         if debug:
             raise

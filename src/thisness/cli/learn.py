@@ -4,54 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from thisness.cli.generate import BaseOption, DeviceOption, DtypeOption
-from thisness.cli.options import fields, parse_settings
+from thisness.cli.options import fields, parse_pairs
 from thisness.errors import UserError
 from thisness.recipe import described
 
 
 def learn(
-    method: Annotated[str, typer.Argument(help="How: textual-inversion, dreambooth-lora ...")],
-    pictures: Annotated[Path | None, typer.Argument(help="A folder of 1 to 20 pictures, or one picture.")] = None,
-    noun: Annotated[str, typer.Option(help='What it is, in a word of the base: "dog".')] = "",
+    method: Annotated[str, typer.Argument(help="How: dreambooth-lora, textual-inversion.")],
+    pictures: Annotated[Path | None, typer.Argument(help="A folder of pictures, or one picture.")] = None,
+    noun: Annotated[str, typer.Option(help='What kind of thing it is, in a word of the base: "dog".')] = "",
     name: Annotated[str | None, typer.Option(help="Name of the concept; the folder's by default.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the concept goes; concepts/NAME by default.")
     ] = None,
     base: BaseOption = "playroom-sd",
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the method's own by default.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own by default.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random in the training.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A named set of settings; by the base's size by default.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates; the preset's by default.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the preset's by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in a step; the preset's by default.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random in the learning.")] = None,
+    preview_every: Annotated[int | None, typer.Option(min=0, help="Steps between preview pictures; 0 none.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the method; repeatable.")
     ] = None,
-    settings: Annotated[bool, typer.Option("--settings", help="List the method's settings and exit.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew where a training was cut short.")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="List the method's settings and presets, and exit.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever the folder holds.")] = False,
     resize_mask: Annotated[bool, typer.Option("--resize-mask", help="Fit masks of another size.")] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
 ) -> None:
     """Learn a concept from pictures of one thing, and write it to a folder.
 
-    Shows progress with the time left. A call that was cut short goes on where it was when it is typed again.
+    Shows progress with the time left. A call that was cut short goes on where it was when it is typed again; one that
+    was done is not done again.
     """
-    from thisness.methods import method_named
-
-    chosen = method_named(method)
     if settings:
-        _list_settings(method, chosen.Settings)
+        _list_settings(method)
         return
     if pictures is None or not noun:
-        missing = "the pictures' folder" if pictures is None else "--noun (what it is, in a word: dog)"
-        raise UserError(f"learn {method}: {missing} is missing, e.g. thisness learn {method} photos/ --noun dog")
-    given: dict[str, Any] = parse_settings(set_ or [], chosen.Settings, method)
-    for key, value in (("steps", steps), ("lr", lr), ("seed", seed)):
-        if value is not None:
-            given |= parse_settings([f"{key}={value}"], chosen.Settings, method)
+        missing = "the folder of pictures" if pictures is None else "--noun (what kind of thing it is)"
+        raise UserError(f"{missing} is missing: thisness learn {method} photos/ --noun dog")
+    given = parse_pairs(set_ or [])
+    common = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "preview_every": preview_every}
+    given |= {key: value for key, value in common.items() if value is not None}
 
     from thisness.subject import Subject
 
@@ -60,16 +62,24 @@ def learn(
 
     from thisness.cli.loading import open_base
     from thisness.methods import learn as run
+    from thisness.methods import method_named
 
+    method_named(method)
     loaded = open_base(base, device, dtype)
-    concept = run(method, subject, loaded, folder=folder, resume=not fresh, progress=True, **given)
-    typer.echo(f"learned {concept.manifest['name']} ({concept.manifest['noun']}) by {method}: {folder}")
-    typer.echo(f'try: thisness generate "a {{subject}} on the beach" --concept {folder} --base {base}')
+    concept = run(method, subject, loaded, folder=folder, resume=not fresh, progress=True, preset=preset, **given)
+    typer.echo(f"{concept.name}, a {concept.noun}, learned by {method}: {folder}")
+    typer.echo(f'try: thisness generate "a photo of a {{subject}}" --concept {folder} --base {base}')
 
 
-def _list_settings(method: str, settings: type) -> None:
-    """Print each setting with its default, its type and what it means."""
-    typer.echo(f"Settings of {method} (give them with --set KEY=VALUE):")
-    for key, (kind, default, meaning) in fields(settings).items():
-        shown = "must be given" if default is dataclasses.MISSING else f"= {default}"
-        typer.echo(f"  {key} {shown}  ({described(kind)}){'  ' + meaning if meaning else ''}")
+def _list_settings(method: str) -> None:
+    """Print each setting with its default, its type and what it means; then the presets."""
+    from thisness.methods import method_named
+
+    chosen = method_named(method)
+    typer.echo(f"Settings of {method} (--set KEY=VALUE), with their defaults for full-size models:")
+    for key, (kind, default, meaning) in fields(chosen.Settings).items():
+        shown = "(must be given)" if default is dataclasses.MISSING else f"= {default!r}"
+        typer.echo(f"  {key} {shown}  {meaning} ({described(kind)})")
+    typer.echo('Presets (--preset NAME; "small" is taken for small bases, "default" names the values above):')
+    for name, changes in chosen.presets.items():
+        typer.echo(f"  {name}: {', '.join(f'{key}={value}' for key, value in changes.items())}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from thisness.errors import UserError, raise_all
-from thisness.recipe import read_value, settings_problems
+from thisness.recipe import read_value
 
 MAX_SEEDS = 10_000
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -61,20 +61,17 @@ def fields(settings: type) -> dict[str, tuple[Any, Any, str]]:
     return found
 
 
-def parse_settings(pairs: Sequence[str], settings: type, what: str) -> dict[str, Any]:
-    """Values for a settings dataclass from "key=value" words.
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Values from "key=value" words; whoever takes them checks the keys and the types.
 
     Args:
         pairs: the words of `--set`; dashes in a key count as underscores.
-        settings: the dataclass that names the keys and their types.
-        what: whose settings they are, for the message.
 
     Returns:
         The values by key; a key that is repeated has its last value.
 
     Raises:
-        ConfigurationError: everything that is wrong, at once: no `=`, an unknown key, a value of another type or out
-            of its range.
+        ConfigurationError: words of another form, all at once.
     """
     values: dict[str, Any] = {}
     wrong: list[str] = []
@@ -84,5 +81,5 @@ def parse_settings(pairs: Sequence[str], settings: type, what: str) -> dict[str,
             values[key.strip().replace("-", "_")] = read_value(text.strip())
         else:
             wrong.append(f"{pair!r} is not of the form key=value")
-    raise_all([*wrong, *settings_problems(values, settings, what)])
+    raise_all(wrong, lead="--set")
     return values
