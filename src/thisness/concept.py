@@ -200,7 +200,7 @@ class Concept:
         if learned["signature"] != base.signature and not other_weights:
             raise ArtefactError(
                 f"the concept {self.name!r} was learned on {learned['name']!r} with the signature "
-                f"{learned['signature'][:12]}, and {base.name!r} has {base.signature[:12]}, that is other weights: "
+                f"{learned['signature']}, and {base.name!r} has {base.signature}, that is other weights: "
                 "use that base, learn it anew, or allow it (other_weights=True)"
             )
 

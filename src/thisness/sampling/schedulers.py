@@ -50,7 +50,7 @@ def make_scheduler(base: Base, name: str | None = None) -> Any:
     lacking = [key for key in _OF_THE_MODEL if key not in taken and config.get(key) not in (None, False)]
     if lacking:
         raise ConfigurationError(
-            f"scheduler {name!r} has no {', '.join(lacking)}, with which {base.name} was trained, so its pictures would "
-            "be wrong: choose another, for instance ddim"
+            f"scheduler {name!r} has no {', '.join(lacking)}, with which {base.name} was trained: its pictures would "
+            "be wrong, so choose another, for instance ddim"
         )
     return cls.from_config(config, **settings)
