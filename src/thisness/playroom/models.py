@@ -101,12 +101,12 @@ class Reader(nn.Module):
     head per attribute.
 
     Two of them exist: the *teacher* (a ResNet on 64 px, whose features guide the UNet's training) and the *judge* (a
-    ConvNeXt on 128 px, never used in training anything).
+    RegNet-Y on 128 px, never used in training anything).
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel
+        from transformers import RegNetConfig, RegNetModel, ResNetConfig, ResNetModel
 
         self.kind = kind
         self.backbone: nn.Module
@@ -124,10 +124,12 @@ class Reader(nn.Module):
             self.backbone.embedder.pooler = nn.Identity()
             grid = 4
         elif kind == "judge":
-            self.size, widths = 128, [40, 80, 128, 160]
-            self.backbone = ConvNextModel(
-                ConvNextConfig(hidden_sizes=widths, depths=[1, 1, 2, 1], image_size=128, drop_path_rate=0.0)
+            self.size, widths = 128, [32, 64, 128, 192]
+            config = RegNetConfig(
+                embedding_size=24, hidden_sizes=widths, depths=[1, 1, 2, 1], groups_width=32, layer_type="y"
             )
+            self.backbone = RegNetModel(config)
+            self.backbone.pooler = nn.Identity()
             grid = 4
         else:
             raise ValueError(f"a reader is a teacher or a judge, not {kind!r}")

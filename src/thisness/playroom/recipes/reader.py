@@ -29,9 +29,9 @@ TEACHER = LoopConfig(
 )
 JUDGE = LoopConfig(
     steps=3200,
-    lr=2e-3,
-    weight_decay=0.05,
-    warmup=200,
+    lr=3e-3,
+    weight_decay=0.02,
+    warmup=50,
     schedule="cosine",
     final_fraction=0.01,
     clip=5.0,
