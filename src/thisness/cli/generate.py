@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from thisness.cli.options import parse_seeds
+from thisness.cli.options import parse_concepts, parse_seeds
 from thisness.errors import UserError
 
 BaseOption = Annotated[str, typer.Option("--base", metavar="NAME", help="Embedded name, local folder, or hub id.")]
@@ -19,8 +19,14 @@ def generate(
     prompt: Annotated[str, typer.Argument(help='The sentence; "{subject}" stands for the subject.')],
     base: BaseOption = "playroom-sd",
     concept: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A learned concept (from `thisness learn`).")
+        list[str] | None,
+        typer.Option(metavar="FOLDER", help="A learned concept; NAME=FOLDER where the sentence has several {NAME}."),
     ] = None,
+    subject: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Pictures of the subject: shown at the left of the sheet."),
+    ] = None,
+    noun: Annotated[str, typer.Option(help="With --subject: what kind of thing it is.")] = "",
     adjust: Annotated[
         list[str] | None, typer.Option(metavar="NAME:KEY=VALUE", help="Adjust the conditioning; repeatable.")
     ] = None,
@@ -39,7 +45,11 @@ def generate(
     height: Annotated[int | None, typer.Option(min=8, help="In pixels; the base's own by default.")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="In pixels; the base's own by default.")] = None,
     eta: Annotated[float, typer.Option(min=0.0, max=1.0, help="Noise added by DDIM: 0 none, 1 as DDPM.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, max=256, help="Pictures made at once.")] = 4,
+    guidance_rescale: Annotated[float, typer.Option(min=0.0, max=1.0, help="Against over-exposure; 0 none.")] = 0.0,
+    other_base: Annotated[
+        bool, typer.Option("--other-base", help="Use a concept on another model of its family, e.g. a finetune.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Pictures made at once.")] = 4,
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the sheet and the record.")] = Path("out"),
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -51,22 +61,37 @@ def generate(
     from thisness.recipe import parse_spec
 
     numbers = parse_seeds(seeds)
-    adjustments = [parse_spec(text, kind="adjustment") for text in adjust or []]
-    attachments = [parse_spec(text, kind="attachment") for text in attach or []]
+    adjustments = [parse_spec(text, "adjustment") for text in adjust or []]
+    attachments = [parse_spec(text, "attachment") for text in attach or []]
+    folders = parse_concepts(concept or [])
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file: name a folder")
+    if subject is not None and not noun:
+        raise UserError("--noun is missing: what kind of thing --subject shows, e.g. --noun dog")
 
-    from thisness.cli.loading import open_base, open_concept
+    from thisness.cli.loading import open_base
+    from thisness.concept import Concept
     from thisness.generation import generate as make
     from thisness.sampling import SamplingOptions
+    from thisness.subject import Subject
 
+    options = SamplingOptions(
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        height=height,
+        width=width,
+        eta=eta,
+        guidance_rescale=guidance_rescale,
+    )
+    pictures = Subject.from_folder(subject, noun=noun) if subject is not None else None
     loaded = open_base(base, device, dtype)
-    learned = open_concept(concept, loaded) if concept is not None else None
-    options = SamplingOptions(steps=steps, guidance=guidance, scheduler=scheduler, height=height, width=width, eta=eta)
+    concepts = {slot: Concept.load(folder, loaded, other_weights=other_base) for slot, folder in folders.items()}
     result = make(
         loaded,
         prompt,
-        concept=learned,
+        subject=pictures,
+        concept=concepts.get("", concepts or None),
         adjust=adjustments,
         interventions=attachments,
         seeds=numbers,
@@ -75,5 +100,6 @@ def generate(
         batch_size=batch_size,
         progress=True,
     )
-    result.save(out)
-    typer.echo(f"{len(result.images)} picture{'s' if len(result.images) > 1 else ''} in {out}")
+    for path in result.save(out):
+        typer.echo(f"{path}")
+    typer.echo(f"{out / 'sheet.png'}")

@@ -1,8 +1,7 @@
-"""What several commands do with the models: choose a device, load a base, load a concept. Heavy imports are inside."""
+"""What several commands do with the models: choose a device, load a base. Heavy imports are inside."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thisness.errors import UserError
@@ -11,7 +10,6 @@ if TYPE_CHECKING:
     import torch
 
     from thisness.bases import Base
-    from thisness.concept import Concept
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -60,14 +58,3 @@ def open_base(name: str, device: str, dtype: str | None) -> Base:
         raise UserError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     chosen: torch.dtype | None = getattr(torch, dtype) if dtype else None
     return load_base(name, device=choose_device(device), dtype=chosen)
-
-
-def open_concept(folder: Path, base: Base) -> Concept:
-    """Load a learned concept and check that it fits the base.
-
-    Raises:
-        ArtefactError: the folder is no whole concept, or was learned on another base.
-    """
-    from thisness.concept import Concept
-
-    return Concept.load(folder, base=base)

@@ -1,4 +1,4 @@
-"""What several commands read from the line: seeds, and `--set key=value`."""
+"""What commands read from the line: seeds, concepts, `--set key=value`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import dataclasses
 import re
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from thisness.errors import UserError, raise_all
 from thisness.recipe import read_value
 
 MAX_SEEDS = 10_000
+_NAMES_NEEDED = "each of several needs the name of its placeholder: --concept rex=FOLDER --concept mug=FOLDER"
+_SLOT = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -41,6 +44,31 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise UserError(f"--seeds {text!r}: more than {MAX_SEEDS} seeds: split them over several calls")
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return tuple(seeds)
+
+
+def parse_concepts(texts: Sequence[str]) -> dict[str, Path]:
+    """Folders of concepts by placeholder, from "FOLDER" or "NAME=FOLDER".
+
+    Args:
+        texts: what was given; a folder whose own name has an equals sign is a folder.
+
+    Returns:
+        One folder under "" for a concept without a name, else each under its placeholder.
+
+    Raises:
+        UserError: several without names, or one name twice.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or not _SLOT.fullmatch(name) or Path(text).exists():
+            name, folder = "", text
+        if name in found:
+            raise UserError(f"--concept {text}: " + (f"{{{name}}} is given twice" if name else _NAMES_NEEDED))
+        found[name] = Path(folder)
+    if "" in found and len(found) > 1:
+        raise UserError(f"--concept {found['']}: {_NAMES_NEEDED}")
+    return found
 
 
 def fields(settings: type) -> dict[str, tuple[Any, Any, str]]:
