@@ -123,6 +123,29 @@ def train_unet(place: Workplace, steps: int | None = None, stop_after: float | N
     return done
 
 
+def snapshot(place: Workplace) -> Path:
+    """The averaged UNet of the newest checkpoint of a training that still runs, as a diffusers folder.
+
+    Raises:
+        UserError: there is no checkpoint yet.
+    """
+    from ...training.checkpoint import load_newest
+    from ..models import make_unet
+
+    checkpoint, _ = load_newest(place.root / "unet")
+    if checkpoint is None:
+        raise UserError(
+            f"no checkpoint of the UNet in {place.root}: thisness playroom train unet writes one every 5 minutes"
+        )
+    unet, prefix = make_unet(), "unet/"
+    unet.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in checkpoint.tensors["average"].items() if k.startswith(prefix)}
+    )
+    folder = place.built("unet-snapshot")
+    unet.save_pretrained(folder)
+    return folder
+
+
 def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None) -> None:
     """Write `playroom-sd` and `judge` as fp16 safetensors that plain diffusers and transformers read in
     fp32."""
@@ -171,7 +194,7 @@ def run(
         steps: instead of the recipe's own number.
         stop_after: seconds after which training stops with a checkpoint (False is returned; the same call goes on
             later).
-        target: where `assemble` writes.
+        target: where `assemble` writes; while the UNet still trains, with the averages of its newest checkpoint.
 
     Returns:
         Whether everything asked for is finished.
@@ -205,7 +228,8 @@ def run(
         elif name == "features":
             encoded("features", place, place.built("teacher"))
         elif name == "assemble":
-            assemble(place, target)
+            done = (place.built("unet") / "config.json").exists()
+            assemble(place, target, None if done else snapshot(place))
         elif not STEPS[name](place, steps=steps, stop_after=stop_after):
             return False
     return True
