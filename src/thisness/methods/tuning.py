@@ -1,0 +1,308 @@
+"""What all methods that train share: settings, encoded pictures and sentences, the batch, the loss, the run.
+
+A method adds what it trains (words, weights) and, if need be, other sentences, other rows, further losses.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..bases import Base
+from ..concept import Concept
+from ..conditioning import Conditioning, encode
+from ..prompt import Prompt, SlotWord
+from ..sampling import SamplingOptions
+from ..subject import Subject
+from ..training.diffusion import cumulative_alphas, draw_timesteps, min_snr, noised, row_losses, target
+from ..training.latents import encode_subject
+from ..training.loop import LoopConfig, Task, train
+from ..training.prior import class_latents
+from .registry import Method, Stopped
+from .templates import PLAIN, SETS, sentences
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field of settings with what it means, shown by the command line."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """Settings of every method that trains. All learning rates are used as they are: nothing multiplies them."""
+
+    steps: int = setting(1000, "updates of what is trained")
+    lr: float = setting(1e-4, "learning rate")
+    batch_size: int = setting(1, "pictures of the subject in each step")
+    seed: int = setting(0, "of everything random")
+    weight_decay: float = setting(0.01, "of AdamW")
+    warmup: int = setting(0, "steps of linear rise of the learning rate")
+    schedule: Literal["constant", "cosine", "linear-tail"] = setting("constant", "of the learning rate")
+    clip: float | None = setting(1.0, "largest norm of the gradient")
+    accumulate: int = setting(1, "batches summed up for one update")
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "of the computation; weights are always fp32")
+    captions: Literal["plain", "object"] = setting("plain", "'a photo of a ...', or the 27 sentences for objects")
+    flip: bool = setting(False, "also learn from mirrored pictures")
+    crops: int = setting(0, "random crops of each picture beside the whole one")
+    background: float = setting(1.0, "weight of the loss outside the subject's mask; 1: masks are not used")
+    snr_gamma: float | None = setting(None, "min-SNR weighting, 5 is usual; none: all noise levels alike")
+    preview_every: int = setting(0, "steps between previews; 0: none")
+    checkpoint_seconds: float = setting(60.0, "between checkpoints")
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if self.batch_size < 1:
+            wrong.append(f"batch_size {self.batch_size} must be at least 1")
+        if not 0 <= self.crops <= 64:
+            wrong.append(f"crops {self.crops} must be in 0 ... 64")
+        if not 0 <= self.background <= 1:
+            wrong.append(f"background {self.background} must be in 0 ... 1")
+        if self.snr_gamma is not None and self.snr_gamma <= 0:
+            wrong.append(f"snr_gamma {self.snr_gamma} must be above 0")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        self.loop("fp32")
+
+    def loop(self, precision: Literal["fp32", "bf16"]) -> LoopConfig:
+        """The same for the loop."""
+        return LoopConfig(
+            steps=self.steps, lr=self.lr, weight_decay=self.weight_decay, warmup=self.warmup, schedule=self.schedule,
+            clip=self.clip, accumulate=self.accumulate, seed=self.seed, precision=precision, log_every=25,
+            preview_every=self.preview_every, checkpoint_seconds=self.checkpoint_seconds,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Settings of methods that may keep the class as it was."""
+
+    prior_pictures: int = setting(200, "pictures of the class, made by the base once; 0: no prior preservation")
+    prior_weight: float = setting(1.0, "of the class pictures' loss")
+    prior_batch: int = setting(1, "class pictures in each step")
+    prior_steps: int | None = setting(None, "sampling steps of the class pictures; the base's own by default")
+
+
+@dataclass
+class Batch:
+    """Rows of one step: first those of the subject, then those of the class.
+
+    Attributes:
+        clean: (rows, C, h, w).
+        sentences: one for each row.
+        weight: (rows, 1, h, w) of the loss, or None.
+        own: how many rows show the subject.
+    """
+
+    clean: Tensor
+    sentences: list[str]
+    weight: Tensor | None
+    own: int
+
+
+class TuningTask(Task):
+    """Denoising of a subject's pictures under sentences with its word, and of class pictures under the class noun.
+
+    Args:
+        subject, base, settings: of the run.
+        word: what stands for the subject; its tokens must be attached to the base.
+        modules: what is trained, by name; learned rows are called "words".
+        groups: for the optimizer.
+        text_trains: all sentences are encoded anew in each step, since the text encoder trains; otherwise only those
+            with a learned word.
+        prior: (pictures, C, h, w) clean latents of the class, or None.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        base: Base,
+        settings: Any,
+        word: SlotWord,
+        tokens: Sequence[str],
+        modules: dict[str, nn.Module],
+        groups: list[dict[str, Any]],
+        *,
+        text_trains: bool = False,
+        prior: Tensor | None = None,
+    ) -> None:
+        self.subject, self.base, self.options, self.word, self.tokens = subject, base, settings, word, tuple(tokens)
+        self._modules, self._groups = modules, groups
+        self.name = f"learning {subject.name}"
+        self.prior = prior
+        self.batch_size = settings.batch_size + (settings.prior_batch if prior is not None else 0)
+        self.own_sentences = sentences(base, SETS[settings.captions], word)
+        self.class_sentences = sentences(base, PLAIN, SlotWord(subject.noun, subject.noun))
+        own = self.own_sentences if text_trains or "words" in modules else []
+        self.changing = {*own, *(self.class_sentences if text_trains else ())}
+
+    def modules(self) -> dict[str, nn.Module]:
+        return self._modules
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self._groups
+
+    def settings(self) -> dict[str, Any]:
+        base = {"signature": self.base.signature, "prediction_type": self.base.prediction_type}
+        subject = {"hash": self.subject.hash, "name": self.subject.name, "noun": self.subject.noun}
+        return {"subject": subject, "base": base, "method": decisive(self.options)}
+
+    def on_start(self, device: torch.device) -> None:
+        """Encode everything that does not change, once."""
+        options = self.options
+        self.latents = encode_subject(
+            self.base, self.subject, flip=options.flip, crops=options.crops, seed=options.seed
+        ).to(device)
+        self.alphas = cumulative_alphas(self.base.scheduler)
+        if self.prior is not None:
+            self.prior = self.prior.to(device)
+        with torch.no_grad():
+            fixed = [s for s in dict.fromkeys([*self.own_sentences, *self.class_sentences]) if s not in self.changing]
+            encoded = encode(self.base, fixed) if fixed else None
+            self.fixed = {s: encoded.rows([at]) for at, s in enumerate(fixed)} if encoded is not None else {}
+
+    def batch(self, step: int, rng: torch.Generator) -> Batch:
+        """Which rows of which pictures under which sentences."""
+        options, latents = self.options, self.latents
+        rows = torch.randint(0, len(latents), (options.batch_size,), generator=rng)
+        clean = latents.draw(rows, rng)
+        words = [self.own_sentences[at] for at in _draw(len(self.own_sentences), options.batch_size, rng)]
+        weight = None
+        if options.background < 1 and latents.mask is not None:
+            mask = latents.mask[rows.to(latents.mask.device)]
+            weight = options.background + (1 - options.background) * mask
+        if self.prior is not None:
+            count = options.prior_batch
+            kept = self.prior[torch.tensor(_draw(len(self.prior), count, rng)).to(self.prior.device)]
+            words += [self.class_sentences[at] for at in _draw(len(self.class_sentences), count, rng)]
+            clean = torch.cat([clean, kept])
+            if weight is not None:
+                weight = torch.cat([weight, torch.ones_like(weight[:1]).expand(count, *weight.shape[1:])])
+        return Batch(clean, words, weight, options.batch_size)
+
+    def conditioning(self, words: Sequence[str]) -> Conditioning:
+        """One row for each sentence; each distinct one is encoded at most once, and only if it changes in training."""
+        distinct = list(dict.fromkeys(words))
+        live = [s for s in distinct if s in self.changing]
+        encoded = encode(self.base, live) if live else None
+        parts = [
+            encoded.rows([live.index(s)]) if encoded is not None and s in live else self.fixed[s] for s in distinct
+        ]
+        return Conditioning.cat(parts).rows([distinct.index(s) for s in words])
+
+    def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        batch, kind = self.batch(step, rng), self.base.prediction_type
+        counts = [batch.own, len(batch.clean) - batch.own]
+        timesteps = torch.cat([draw_timesteps(n, len(self.alphas), rng) for n in counts if n])
+        noise = torch.randn(batch.clean.shape, generator=rng).to(self.device)
+        alpha, timesteps = self.alphas[timesteps].to(self.device), timesteps.to(self.device)
+        noisy = noised(batch.clean, noise, alpha).to(self.base.dtype)
+        prediction = self.base.predict(noisy, timesteps, self.conditioning(batch.sentences))
+        losses = row_losses(prediction, target(batch.clean, noise, alpha, kind), batch.weight)
+        if self.options.snr_gamma is not None:
+            losses = losses * min_snr(alpha, self.options.snr_gamma, kind)
+        own = losses[: batch.own].mean()
+        if counts[1] == 0:
+            return {"loss": own}
+        prior = losses[batch.own :].mean()
+        return {"loss": own + self.options.prior_weight * prior, "subject": own.detach(), "class": prior.detach()}
+
+    def preview(self, folder: Path, step: int) -> None:
+        """The subject in three scenes, by the code that makes people's pictures."""
+        from ..generation import generate
+        from ..images import save_png
+
+        for number, scene in enumerate(PREVIEWS):
+            text = Prompt(scene).fill({"subject": self.word}).text
+            result = generate(self.base, text, seeds=(0, 1))
+            for seed, image in enumerate(result.images):
+                save_png(image, folder / f"step-{step:06d}-scene-{number}-seed-{seed}.png")
+
+
+PREVIEWS = ("a photo of a {subject}", "a {subject} on the beach", "a {subject} in the snow")
+
+
+class TuningMethod(Method):
+    """A method whose learning is a `TuningTask` in the project's one loop."""
+
+    Settings: ClassVar[type] = TuningSettings
+
+    @staticmethod
+    def decisive(settings: Any) -> dict[str, Any]:
+        return decisive(settings)
+
+    @abstractmethod
+    def task(self, subject: Subject, base: Base, settings: Any, progress: bool) -> AbstractContextManager[TuningTask]:
+        """What is trained, attached to the base for the length of the `with`."""
+
+    @abstractmethod
+    def tensors(self, task: TuningTask) -> dict[str, dict[str, Tensor]]:
+        """What was learned, by file."""
+
+    def learn(
+        self, subject: Subject, base: Base, settings: Any, folder: Path, *, resume: bool = True, progress: bool = True,
+        stop_after: float | None = None,
+    ) -> Concept:  # fmt: skip
+        with attention_for_training(base.denoiser), self.task(subject, base, settings, progress) as task:
+            config = settings.loop(_precision(settings.precision, base.device))
+            result = train(
+                task, config, folder, resume=resume, progress=progress, stop_after=stop_after, device=base.device
+            )
+            if not result.finished:
+                raise Stopped(
+                    f"stopped by {result.stopped_by} at step {result.steps} of {settings.steps}: "
+                    "the same command goes on from there"
+                )
+            return Concept.create(
+                self.name, subject, base, word=task.word.text, tokens=task.tokens, tensors=self.tensors(task),
+                settings=decisive(settings),
+            )  # fmt: skip
+
+
+def decisive(settings: Any) -> dict[str, Any]:
+    """The settings that decide the result, as JSON data."""
+    return {key: value for key, value in asdict(settings).items() if key not in ("checkpoint_seconds", "preview_every")}
+
+
+def prior_latents(base: Base, subject: Subject, settings: Any, progress: bool) -> Tensor | None:
+    """The class's latents as the settings ask for, made if need be; nothing must be attached to the base."""
+    if not settings.prior_pictures:
+        return None
+    (sentence,) = sentences(base, PLAIN, SlotWord(subject.noun, subject.noun))
+    options = SamplingOptions(steps=settings.prior_steps)
+    return class_latents(base, sentence, settings.prior_pictures, options, progress=progress)
+
+
+@contextmanager
+def attention_for_training(denoiser: Any) -> Iterator[None]:
+    """Plain attention on the CPU, where the backward pass of the fused kernel costs 41 % of a step."""
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    before = dict(getattr(denoiser, "attn_processors", {}))
+    if denoiser.device.type != "cpu" or not all(type(each) is AttnProcessor2_0 for each in before.values()):
+        yield
+        return
+    denoiser.set_attn_processor(AttnProcessor())
+    try:
+        yield
+    finally:
+        denoiser.set_attn_processor(dict(before))
+
+
+def _precision(asked: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """bf16 where the hardware computes in it, unless told otherwise."""
+    if asked != "auto":
+        return "bf16" if asked == "bf16" else "fp32"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _draw(choices: int, count: int, rng: torch.Generator) -> list[int]:
+    return torch.randint(0, choices, (count,), generator=rng).tolist()
