@@ -105,7 +105,7 @@ def _draw(
     from thisness.sampling import SamplingOptions
 
     pictures = []
-    for number, scene in enumerate(tqdm(scenes, desc="drawing", unit="picture", dynamic_ncols=True)):
+    for number, scene in enumerate(tqdm(scenes, desc="drawing", unit="picture", dynamic_ncols=True, disable=None)):
         path = folder / f"{number:02d}.png"
         picture = _drawn_already(path, base, concept, scene, seed, steps)
         if picture is None:
