@@ -20,26 +20,35 @@ if TYPE_CHECKING:
     from thisness.subject import Subject
 
 METHOD = "dreambooth-lora"
-CREATURE_SCENES = (
-    "a {subject} sleeping on the beach",
-    "a {subject} jumping in the snow",
-    "a {subject} sitting wearing a red hat in the forest",
-    "a {subject} running with a blue ball on the grass",
-    "a {subject} waving at night",
-    "a {subject} standing wearing glasses in the kitchen",
-    "a {subject} sitting with a guitar in the city",
-    "a {subject} standing wearing a blue scarf in the mountains",
+CREATURE_SCENES = (  # pose, place, sentence: twelve, since up to four may be what the references show
+    ("sleeping", "beach", "a {subject} sleeping on the beach"),
+    ("jumping", "snow", "a {subject} jumping in the snow"),
+    ("sitting", "forest", "a {subject} sitting wearing a red hat in the forest"),
+    ("running", "grass", "a {subject} running with a blue ball on the grass"),
+    ("waving", "night", "a {subject} waving at night"),
+    ("standing", "kitchen", "a {subject} standing wearing glasses in the kitchen"),
+    ("sitting", "city", "a {subject} sitting with a guitar in the city"),
+    ("standing", "mountains", "a {subject} standing wearing a blue scarf in the mountains"),
+    ("waving", "desert", "a {subject} waving wearing a yellow hat in the desert"),
+    ("sleeping", "living room", "a {subject} sleeping with a book in the living room"),
+    ("running", "beach", "a {subject} running on the beach"),
+    ("sitting", "snow", "a {subject} sitting wearing a red scarf in the snow"),
 )
 THING_SCENES = (
-    "a {subject} on the beach",
-    "a {subject} tilted in the snow",
-    "a {subject} upside down in the forest",
-    "a {subject} with a blue ball on the grass",
-    "a {subject} at night",
-    "a {subject} with a book in the living room",
-    "a {subject} tilted in the city",
-    "a {subject} in the mountains",
+    ("upright", "beach", "a {subject} on the beach"),
+    ("tilted", "snow", "a {subject} tilted in the snow"),
+    ("upside down", "forest", "a {subject} upside down in the forest"),
+    ("upright", "grass", "a {subject} with a blue ball on the grass"),
+    ("tilted", "night", "a {subject} tilted at night"),
+    ("upright", "kitchen", "a {subject} with a book in the kitchen"),
+    ("upside down", "city", "a {subject} upside down in the city"),
+    ("upright", "mountains", "a {subject} with a red balloon in the mountains"),
+    ("tilted", "desert", "a {subject} tilted in the desert"),
+    ("upright", "living room", "a {subject} with a guitar in the living room"),
+    ("tilted", "beach", "a {subject} tilted on the beach"),
+    ("upside down", "snow", "a {subject} upside down in the snow"),
 )
+SCENES = 8
 QUICK: dict[str, Any] = {"steps": 2, "prior_pictures": 0}
 QUICK_SCENES, QUICK_SAMPLING = 2, 2
 TILE = 256  # side of a picture on the sheet, in pixels
@@ -71,7 +80,6 @@ def demo(
     _say(f"2/4 loading {base}")
     from thisness.cli.loading import open_base
     from thisness.methods import learn
-    from thisness.playroom.world import THINGS
     from thisness.subject import Subject
 
     subject = Subject.from_folder(out / "references", noun=noun, name=toy)
@@ -80,13 +88,26 @@ def demo(
     _say(f"3/4 learning {toy} by {METHOD}: {out / 'concept'}")
     concept = learn(METHOD, subject, loaded, folder=out / "concept", seed=seed, **(QUICK if quick else {}))
 
-    scenes = (THING_SCENES if noun in THINGS else CREATURE_SCENES)[: QUICK_SCENES if quick else None]
+    scenes = new_scenes(index)[: QUICK_SCENES if quick else SCENES]
     _say(f"4/4 drawing {toy} in {len(scenes)} new scenes: {out / 'scenes'}")
     pictures = _draw(loaded, concept, scenes, seed, QUICK_SAMPLING if quick else None, out / "scenes")
     path = out / "sheet.png"
     _write_sheet(path, subject, scenes, pictures)
     _say(f"done in {time.monotonic() - started:.0f} s")
     typer.echo(f"{path}")
+
+
+def new_scenes(index: int) -> list[str]:
+    """Sentences for held-out toy number `index`, none of them a scene of its reference pictures; new places first."""
+    from thisness.playroom.subjects import reference_scenes
+    from thisness.playroom.world import THINGS
+
+    references = reference_scenes(index)
+    seen = {(scene.subject.pose, scene.background) for scene in references}
+    places = {scene.background for scene in references}
+    choices = THING_SCENES if references[0].subject.identity.noun in THINGS else CREATURE_SCENES
+    new = [(place in places, sentence) for pose, place, sentence in choices if (pose, place) not in seen]
+    return [sentence for _, sentence in sorted(new, key=lambda choice: choice[0])]
 
 
 def _say(text: str) -> None:
