@@ -1,0 +1,50 @@
+"""Adjustments and attachments: made from what a recipe says, and written back into one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..attention import ATTACHMENTS
+from ..conditioning import ADJUSTMENTS
+from ..errors import ConfigurationError, raise_all
+from ..recipe import Known, Recipe, Spec, build_settings, parse_spec, validate
+from ..sampling import SamplingOptions
+
+KNOWN = Known(adjustments=ADJUSTMENTS, attachments=ATTACHMENTS, sampling=SamplingOptions)
+
+
+def build_parts(given: Sequence[Any], kind: str, valid: Mapping[str, type]) -> list[Any]:
+    """Objects that act, from objects, `Spec`s, or text such as "tea:alpha=0.2".
+
+    Args:
+        given: what the caller passed.
+        kind: "adjustment" or "attachment".
+        valid: the classes by name.
+
+    Raises:
+        ConfigurationError: unknown names and settings, with the nearest valid ones; all of it at once.
+    """
+    specs = [parse_spec(each, kind) if isinstance(each, str) else each for each in given]
+    named = tuple(each for each in specs if isinstance(each, Spec))
+    validate(Recipe(adjustments=named) if kind == "adjustment" else Recipe(attachments=named), KNOWN)
+    unfit = [each for each in specs if not isinstance(each, Spec) and isinstance(each, type)]
+    raise_all([f"{each.__name__} is a class: pass {each.__name__}(...)" for each in unfit], ConfigurationError, kind)
+    return [
+        build_settings(each.values, valid[each.name], each.name) if isinstance(each, Spec) else each for each in specs
+    ]
+
+
+def describe_parts(parts: Sequence[Any], valid: Mapping[str, type]) -> tuple[tuple[Spec, ...], list[str]]:
+    """What a recipe says of objects, and the names of those that it cannot say."""
+    names = {cls: name for name, cls in valid.items()}
+    specs, unsaid = [], []
+    for part in parts:
+        name = names.get(type(part))
+        if name is None or not dataclasses.is_dataclass(part):
+            unsaid.append(getattr(part, "__qualname__", type(part).__qualname__))
+        else:
+            settings = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
+            specs.append(Spec.of(name, settings))
+    return tuple(specs), unsaid
