@@ -163,6 +163,46 @@ class Concept:
             concept.check_base(base, other_weights=other_weights)
         return concept
 
+    @classmethod
+    def from_textual_inversion(
+        cls, path: str | Path, base: Base, noun: str, name: str | None = None, *, keep_noun: bool = False
+    ) -> Concept:
+        """A concept of a learned word that others trained.
+
+        Args:
+            path: a .safetensors file with one word for one text encoder, of diffusers or AUTOMATIC1111.
+            base: the model that it is for.
+            noun: what kind of thing it is.
+            name: of the concept and its new token; the file's own by default.
+            keep_noun: write "<word> noun" in prompts, not "<word>" alone.
+
+        Raises:
+            ArtefactError: not such a file, or of another width.
+        """
+        from .adapters.importing import import_words
+
+        return import_words(Path(path), base, noun, name, keep_noun)
+
+    @classmethod
+    def from_lora(
+        cls, path: str | Path, base: Base, noun: str, name: str | None = None, *, word: str | None = None
+    ) -> Concept:
+        """A concept of low-rank weights that others trained.
+
+        Args:
+            path: a .safetensors file, of diffusers, PEFT or kohya-ss.
+            base: the model that it is for.
+            noun: what kind of thing it is.
+            name: of the concept; the file's name by default.
+            word: what stands for the subject in prompts, e.g. "sks dog"; the noun by default.
+
+        Raises:
+            ArtefactError: not such a file; or tensors that belong to nothing in the base, all of them listed.
+        """
+        from .adapters.importing import import_lora
+
+        return import_lora(Path(path), base, noun, name, word)
+
     def save(self, folder: str | Path, extra: Callable[[Path], None] | None = None) -> Path:
         """Write the concept's folder, whole or not at all; an earlier artefact there is replaced.
 
@@ -260,8 +300,9 @@ class Concept:
         return self._handler().export(self, Path(folder), to)
 
     def _handler(self) -> ConceptHandler:
-        if self.method not in _HANDLERS:
-            importlib.import_module(f"{__package__}.methods")  # methods register themselves; nothing here knows them
+        if self.method not in _HANDLERS:  # those who attach register themselves; nothing here knows them
+            importlib.import_module(f"{__package__}.methods")
+            importlib.import_module(f"{__package__}.adapters.importing")
         if self.method not in _HANDLERS:
             raise ConfigurationError(
                 f"the concept {self.name!r} was learned by {self.method!r}, which this version does not have"
