@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from thisness.bases import Base
+from thisness.prompt import SlotWord
+from thisness.subject import Subject
+
+torch.set_num_threads(1)  # models this small only wait for a second thread
 
 WORDS = (
     "dog", "cat", "photo", "a", "of", "on", "the", "beach", "snow", "sleeping", "sks", "an", "hat", "in", "with", "red",
@@ -129,3 +136,27 @@ def pipeline(kind: str = "epsilon", *, pad: str | None = None, **unet_config: An
 def base(kind: str = "epsilon", **config: Any) -> Base:
     """The same as a base."""
     return Base.from_pipeline(pipeline(kind, **config), name="tiny")
+
+
+def toy(noun: str = "dog", name: str = "rex") -> Subject:
+    """One red picture."""
+    return Subject(name, noun, (Image.new("RGB", (RESOLUTION, RESOLUTION), "red"),))
+
+
+class Louder:
+    """Stands in for a concept: another word, and weights that are changed while it is attached."""
+
+    name, method, hash = "rex", "test", "0" * 64
+    word = SlotWord("sks dog", "dog")
+
+    @contextmanager
+    def attach(self, base: Base) -> Iterator[None]:
+        weight = base.denoiser.conv_out.weight
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(1.5)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                weight.copy_(before)

@@ -127,7 +127,7 @@ def _progress(batches: int) -> Iterator[Callable[[Step], None]]:
     """A bar over the steps of all batches; its length is known after the first step."""
     from tqdm import tqdm
 
-    bar: Any = tqdm(desc="generate", unit="step", dynamic_ncols=True, leave=False)
+    bar: Any = tqdm(desc="generate", unit="step", dynamic_ncols=True)
 
     def told(step: Step) -> None:
         if bar.total is None:
