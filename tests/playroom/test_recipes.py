@@ -175,6 +175,28 @@ def test_campaign_says_what_must_come_first_and_what_there_is(tmp_path: Path) ->
         campaign.run("jugde", place)
 
 
+def test_adopted_weights_are_where_the_next_training_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adopt`, then `train unet`: the task begins with the shipped UNet, under a name of its own."""
+    from diffusers import UNet2DConditionModel
+
+    from thisness.playroom.recipes.common import WEIGHTS
+
+    place = Workplace(tmp_path)
+    campaign.run("adopt", place)
+    began = []
+    monkeypatch.setattr(
+        campaign, "encoded", lambda kind, place, model: np.zeros((4, *campaign.SHAPES[kind]), np.float16)
+    )
+    monkeypatch.setattr(
+        Workplace, "train_data", lambda self: SimpleNamespace(labels=np.zeros((4, len(ATTRIBUTES)), np.int8))
+    )
+    monkeypatch.setattr(campaign, "_run", lambda task, *rest: began.append(task) or False)
+    assert campaign.train_unet(place) is False
+    shipped = UNet2DConditionModel.from_pretrained(WEIGHTS / "playroom-sd" / "unet").state_dict()
+    assert began[0].name == "unet-more"
+    assert all(torch.equal(tensor, shipped[name]) for name, tensor in began[0].unet.state_dict().items())
+
+
 def test_grid_places_pictures_row_by_row(tmp_path: Path) -> None:
     from PIL import Image
 

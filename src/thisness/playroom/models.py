@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,7 @@ class Reader(nn.Module):
         from transformers import RegNetConfig, RegNetModel, ResNetConfig, ResNetModel
 
         self.kind = kind
-        self.backbone: nn.Module
+        self.backbone: Any
         if kind == "teacher":
             self.size, widths = 64, [32, 64, 96, 160]
             self.backbone = ResNetModel(

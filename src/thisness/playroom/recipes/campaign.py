@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from ...errors import UserError, nearest
 from ...files import write_json
 from ...training.loop import LoopConfig, Task, train
 from ..models import Reader, make_scheduler
+from .cache import SHAPES as SHAPES
 from .cache import encoded
 from .common import WEIGHTS, Workplace
 
@@ -94,7 +96,8 @@ def train_decoder(place: Workplace, steps: int | None = None, stop_after: float 
     task = DecoderTask(vae, place.train_data(), place.held_out_data(), latents, steps or DECODER.steps)
     done = _run(task, DECODER, place, steps, stop_after)
     if done:
-        task.ema["vae"].cpu().eval().save_pretrained(place.built("vae-decoder"))
+        averaged: Any = task.ema["vae"]
+        averaged.cpu().eval().save_pretrained(place.built("vae-decoder"))
     return done
 
 
@@ -109,7 +112,22 @@ def train_text(place: Workplace, steps: int | None = None, stop_after: float | N
     return done
 
 
+def adopt(place: Workplace, source: Path = WEIGHTS) -> None:
+    """Take the shipped `playroom-sd` as built here, so that its UNet can be trained further: `train unet` then
+    starts from it."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = source / "playroom-sd"
+    AutoencoderKL.from_pretrained(folder / "vae").save_pretrained(place.built("vae"))
+    CLIPTextModel.from_pretrained(folder / "text_encoder").save_pretrained(place.built("text"))
+    CLIPTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(place.built("text"))
+    UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(place.built("unet-start"))
+
+
 def train_unet(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from diffusers import UNet2DConditionModel
+
     from .unet import UNET, UNetTask
 
     latents, features = (
@@ -117,9 +135,14 @@ def train_unet(place: Workplace, steps: int | None = None, stop_after: float | N
         encoded("features", place, place.built("teacher")),
     )
     task = UNetTask(Parts(place), place.train_data(), latents, features)
+    start = place.built("unet-start")
+    if (start / "config.json").exists():
+        task.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start).state_dict())
+        task.name = "unet-more"  # a run of its own: its schedule begins anew
     done = _run(task, UNET, place, steps, stop_after)
     if done:
-        task.ema["unet"].cpu().eval().save_pretrained(place.built("unet"))
+        averaged: Any = task.ema["unet"]
+        averaged.cpu().eval().save_pretrained(place.built("unet"))
     return done
 
 
@@ -189,7 +212,8 @@ def run(
     """Train one model or `all`.
 
     Args:
-        what: one of `ORDER`, or `all`; `reader` is `teacher` and `judge`.
+        what: one of `ORDER`, or `all`; `reader` is `teacher` and `judge`; `adopt` makes `unet` go on from the
+            shipped one.
         place: folders, number of pictures, processes, device.
         steps: instead of the recipe's own number.
         stop_after: seconds after which training stops with a checkpoint (False is returned; the same call goes on
@@ -205,7 +229,7 @@ def run(
     torch.manual_seed(0)
     names = ORDER if what == "all" else ("teacher", "judge") if what == "reader" else (what,)
     for name in names:
-        if name not in ORDER:
+        if name not in (*ORDER, "adopt"):
             raise UserError(
                 f"no recipe is called {name!r}{nearest(name, [*ORDER, 'all'])}: "
                 f"use one of all, reader, {', '.join(ORDER)}"
@@ -227,6 +251,8 @@ def run(
             encoded("latents", place, place.built("vae"))
         elif name == "features":
             encoded("features", place, place.built("teacher"))
+        elif name == "adopt":
+            adopt(place)
         elif name == "assemble":
             done = (place.built("unet") / "config.json").exists()
             assemble(place, target, None if done else snapshot(place))

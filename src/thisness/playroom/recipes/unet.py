@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,15 +135,11 @@ class UNetTask(Task):
         outline = F.adaptive_avg_pool2d(self.guides["mask"](self.taps["middle"]).float(), mask.shape[-1])
         outlined = (F.binary_cross_entropy_with_logits(outline, mask, reduction="none").mean((1, 2, 3)) * guided).sum()
         pooled, labels = self.taps["pooled"].float().mean((2, 3)), self.labels[rows].to(device)
-        named = sum(
-            (
-                F.cross_entropy(
-                    self.guides[name](pooled).float(), labels[:, list(ATTRIBUTES).index(name)], reduction="none"
-                )
-                * guided
-            ).sum()
-            for name in POOLED_ATTRIBUTES
-        )
+        named = pooled.new_zeros(())
+        for name in POOLED_ATTRIBUTES:
+            wanted = labels[:, list(ATTRIBUTES).index(name)]
+            logits = self.guides[name](pooled).float()
+            named = named + (F.cross_entropy(logits, wanted, reduction="none") * guided).sum()
         total = main + FEATURES * features + MASK * outlined + POOLED * named
         return {
             "loss": total,
@@ -155,7 +152,7 @@ class UNetTask(Task):
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         """48 held-out captions drawn at guidance 3 in 25 steps."""
-        unet = self.ema["unet"] if getattr(self, "ema", None) else self.unet
+        unet: Any = self.ema.get("unet", self.unet)
         latents = sample_latents(unet, self.text_encoder, self.tokenizer, preview_captions(48), steps=25, seed=1)
         from .vae import decode
 

@@ -8,7 +8,7 @@ e^2) weighted by 1 + 2 x subject mask, plus the L1 of the error's gradient, plus
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ class VaeTask(Task):
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
-        vae = getattr(self, "ema", None) and self.ema.get("vae") or self.vae
+        vae: Any = self.ema.get("vae", self.vae)
         images = self.held_out.pictures(range(96)).to(vae.device)
         masks = torch.from_numpy(self.held_out.masks[:96, :1]).float().to(vae.device) / 255
         mean, std = encode(vae, images)
