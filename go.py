@@ -195,6 +195,7 @@ def command(words):
     """Become the `thisness` command (on Windows: run it). Returns: its exit code, where it returns."""
     line = [VENV_PYTHON, "-P", "-m", "thisness"] + words  # -P: a file of the caller's folder is never imported
     env = environment(usable_cores())
+    env["THISNESS_PROGRAM"] = "python3 go.py"  # so that hints can be typed as they stand
     if not WINDOWS:
         os.execve(VENV_PYTHON, line, env)  # signals and the exit code are then the command's own
     return subprocess.call(line, env=env)

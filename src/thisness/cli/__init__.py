@@ -64,17 +64,18 @@ def run(words: Sequence[str]) -> int:
     from typer.exceptions import Abort, TyperException
 
     from thisness.cli.app import build
+    from thisness.cli.options import program
     from thisness.errors import ThisnessError
 
     words, debug = _split_debug(words)
     try:
-        code = build(words).main(args=words, prog_name="thisness", standalone_mode=False)
+        code = build(words).main(args=words, prog_name=program(), standalone_mode=False)
         sys.stdout.flush()
         if code != _STOPPED:  # how typer reports a KeyboardInterrupt
             return code if isinstance(code, int) else 0
     except TyperException as error:
         context = getattr(error, "ctx", None)
-        path = context.command_path if context else "thisness"
+        path = context.command_path if context else program()
         _say(f"{error.format_message().strip().rstrip('.')}. Help: {path} --help")
         return 2
     except BrokenPipeError:  # the reader went away: `thisness inspect ... | head`

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thisness.cli.generate import DeviceOption
-from thisness.cli.options import parse_concepts
+from thisness.cli.options import parse_concepts, program
 from thisness.errors import ArtefactError, UserError
 
 if TYPE_CHECKING:
@@ -93,16 +93,8 @@ def _concept(path: Path) -> None:
             "tensors": ", ".join(f"{len(group)} in {file}" for file, group in manifest["files"].items()),
         },
     )
-    words = [
-        "thisness",
-        "generate",
-        "a photo of a {subject}",
-        "--concept",
-        str(path),
-        "--base",
-        manifest["base"]["name"],
-    ]
-    typer.echo(f"use it: {shlex.join(words)}")
+    words = ["a photo of a {subject}", "--concept", str(path), "--base", manifest["base"]["name"]]
+    typer.echo(f"use it: {program()} generate {_printable(shlex.join(words))}")
 
 
 def _base(path: Path) -> None:
@@ -114,15 +106,13 @@ def _base(path: Path) -> None:
         raise ArtefactError(f"{path}: model_index.json names no pipeline: not a diffusers folder")
     family = family_of(index["_class_name"])
     files = sorted(path.glob("*/*.safetensors"))
-    parts = {
-        name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]
-    }
+    parts = {part.name: index[part.name][1] for part in family.part_list if isinstance(index.get(part.name), list)}
     size = sum(file.stat().st_size for file in files)
     _show(
         f"{path} is a base of the family {family.family} ({index['_class_name']})",
         {**parts, "weights": f"{size / 2**20:.1f} MiB in {len(files)} safetensors files"},
     )
-    typer.echo(f"use it: {shlex.join(['thisness', 'generate', 'a photo of a dog', '--base', str(path)])}")
+    typer.echo(f"use it: {program()} generate {shlex.join(['a photo of a dog', '--base', str(path)])}")
 
 
 def _picture(path: Path) -> None:
@@ -173,7 +163,7 @@ def _told(path: Path, data: Any) -> None:
             "machine": _pairs(record["machine"]),
         },
     )
-    words = ["thisness", "inspect", str(path), "--replay", "again"]
+    words = [str(path), "--replay", "again"]
     if record["base"]["name"] not in known():
         words += ["--base", "FOLDER"]
     for slot, entry in record["concepts"].items():
@@ -181,7 +171,7 @@ def _told(path: Path, data: Any) -> None:
         words += ["--concept", folder if len(record["concepts"]) == 1 else f"{slot}={folder}"]
     if record["subjects"]:
         words += ["--subject", "photos"]
-    typer.echo(f"make it again: {_printable(shlex.join(words))}")
+    typer.echo(f"make it again: {program()} inspect {_printable(shlex.join(words))}")
 
 
 def _weights(path: Path) -> None:

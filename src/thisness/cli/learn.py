@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from thisness.cli.generate import BaseOption, DeviceOption, DtypeOption
-from thisness.cli.options import fields, parse_pairs
+from thisness.cli.options import fields, parse_pairs, program
 from thisness.errors import UserError
 from thisness.recipe import described
 
@@ -50,7 +50,7 @@ def learn(
         return
     if pictures is None or not noun:
         missing = "the folder of pictures" if pictures is None else "--noun (what kind of thing it is)"
-        raise UserError(f"{missing} is missing: thisness learn {method} photos/ --noun dog")
+        raise UserError(f"{missing} is missing: {program()} learn {method} photos/ --noun dog")
     given = parse_pairs(set_ or [])
     common = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "preview_every": preview_every}
     given |= {key: value for key, value in common.items() if value is not None}
@@ -68,7 +68,7 @@ def learn(
     loaded = open_base(base, device, dtype)
     concept = run(method, subject, loaded, folder=folder, resume=not fresh, progress=True, preset=preset, **given)
     typer.echo(f"{concept.name}, a {concept.noun}, learned by {method}: {folder}")
-    typer.echo(f'try: thisness generate "a photo of a {{subject}}" --concept {folder} --base {base}')
+    typer.echo(f'try: {program()} generate "a photo of a {{subject}}" --concept {folder} --base {base}')
 
 
 def _list_settings(method: str) -> None:

@@ -1,8 +1,9 @@
-"""What commands read from the line: seeds, concepts, `--set key=value`."""
+"""What commands read from the line: seeds, concepts, `--set key=value`; and the words that hints begin with."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -16,6 +17,11 @@ MAX_SEEDS = 10_000
 _NAMES_NEEDED = "each of several needs the name of its placeholder: --concept rex=FOLDER --concept mug=FOLDER"
 _SLOT = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def program() -> str:
+    """What a person types before a command's name: "thisness", or what go.py says that it was called by."""
+    return os.environ.get("THISNESS_PROGRAM") or "thisness"
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -1,0 +1,112 @@
+"""`thisness generate`. Oracle: the stock diffusers pipeline's picture from the same folder; the words of refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thisness import cli
+from thisness.images import read_record
+
+QUICK = ("--steps", "2", "--guidance", "3")
+
+
+def test_pictures_are_those_of_the_stock_pipeline(base, pipeline, tmp_path, capsys):
+    words = ["generate", "a photo of a dog", "--base", str(base), "--seeds", "3,5", *QUICK, "--batch-size", "1"]
+    assert cli.run([*words, "--out", str(tmp_path)]) == 0
+    names = ["000-seed-3.png", "001-seed-5.png", "record.json", "sheet.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name, seed in zip(names, (3, 5), strict=False):
+        stock = pipeline(
+            "a photo of a dog",
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            height=16,
+            width=16,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        assert np.array_equal(np.asarray(stock), np.asarray(Image.open(tmp_path / name)))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("sheet.png")
+
+
+def test_the_record_has_what_was_typed(base, tmp_path):
+    words = ["generate", "a cat", "--base", str(base), "--seeds", "7", *QUICK, "--negative", "hat", "--eta", "0.5"]
+    assert cli.run([*words, "--scheduler", "ddim", "--out", str(tmp_path)]) == 0
+    record = read_record(tmp_path / "000-seed-7.png")
+    sampling = record["recipe"]["sampling"]
+    assert (record["prompt"], record["negative"], record["seeds"]) == ("a cat", "hat", [7])
+    assert (sampling["steps"], sampling["guidance"], sampling["eta"], sampling["scheduler"]) == (2, 3.0, 0.5, "ddim")
+
+
+def test_a_concept_takes_the_placeholder(base, concept, tmp_path):
+    from thisness.concept import Concept
+
+    words = ["generate", "a photo of a {subject}", "--base", str(base), "--concept", str(concept), *QUICK]
+    assert cli.run([*words, "--seeds", "0", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    learned = Concept.load(concept)
+    assert record["sentence"] == f"a photo of a {learned.word.text}"
+    assert record["concepts"]["subject"]["hash"] == learned.hash
+
+
+def test_named_concepts_go_to_their_placeholders(base, photos, concept, tmp_path):
+    mug = tmp_path / "mug"
+    learn = ["learn", "textual-inversion", str(photos), "--noun", "cat", "--name", "mug", "--base", str(base)]
+    assert cli.run([*learn, "--steps", "1", "--out", str(mug)]) == 0
+    words = ["generate", "a {rex} with a {mug}", "--base", str(base), *QUICK, "--seeds", "0", "--out", str(tmp_path)]
+    assert cli.run([*words, "--concept", f"rex={concept}", "--concept", f"mug={mug}"]) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert {slot: entry["name"] for slot, entry in record["concepts"].items()} == {"rex": "rex", "mug": "mug"}
+
+
+def test_a_subject_gives_its_noun_and_the_references(base, photos, tmp_path):
+    words = ["generate", "a {subject}", "--base", str(base), *QUICK, "--seeds", "0"]
+    assert cli.run([*words, "--subject", str(photos), "--noun", "cat", "--out", str(tmp_path / "with")]) == 0
+    assert cli.run(["generate", "a cat", *words[2:], "--out", str(tmp_path / "without")]) == 0
+    assert json.loads((tmp_path / "with/record.json").read_text())["sentence"] == "a cat"
+    with_references, without = (Image.open(tmp_path / name / "sheet.png") for name in ("with", "without"))
+    assert with_references.width > without.width
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["a dog", "--adjust", "teaa:alpha=0.2"], "unknown adjustment 'teaa'"),
+        (["a dog", "--adjust", "tea:alpha"], "is not of the form key=value"),
+        (["a dog", "--attach", "swop"], "unknown attachment 'swop'"),
+        (["a dog", "--scheduler", "eular"], "did you mean 'euler'?"),
+        (["a {subject}"], "subject"),
+        (["a dog " * 40], "token"),
+        (["   "], "empty"),
+        (["a dog", "--height", "17"], "17"),
+        (["a dog", "--device", "warp"], "--device 'warp'"),
+        (["a dog", "--device", "cuda:99"], "cuda:99"),
+        (["a dog", "--dtype", "int8"], "expected one of float32"),
+        (["a dog", "--subject", "photos"], "--noun is missing"),
+        (["a dog", "--concept", "a", "--concept", "b"], "needs the name of its placeholder"),
+        (["a {rex}", "--concept", "rex=a", "--concept", "rex=b"], "given twice"),
+        (["a {subject}", "--concept", "nowhere"], "nowhere"),
+        (["a dog", "--steps", "0"], "--steps"),
+        (["a dog", "--seeds", "x"], "--seeds"),
+    ],
+)
+def test_refusals_are_one_line(refused, base, tmp_path, words, says):
+    assert says in refused("generate", *words, "--base", base, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_base_names_the_nearest(refused):
+    assert "did you mean 'playroom-sd'?" in refused("generate", "a dog", "--base", "playrom-sd")
+
+
+def test_a_file_where_the_folder_should_be(refused, tmp_path):
+    (tmp_path / "out").write_text("")
+    assert "is a file" in refused("generate", "a dog", "--out", tmp_path / "out")
+
+
+def test_a_pickle_is_no_base(refused, tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
+    said = refused("generate", "a dog", "--base", tmp_path / "model.ckpt")
+    assert "diffusers folder" in said
