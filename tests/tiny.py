@@ -25,8 +25,11 @@ RESOLUTION = 16
 TEXT_LENGTH = 24
 
 
-def tokenizer(pad: str | None = None, length: int = TEXT_LENGTH) -> CLIPTokenizer:
-    """Knows single characters and WORDS as one token each. pad: another padding token, as SD 2.x has ("!")."""
+def tokenizer(pad: str | None = None, length: int = TEXT_LENGTH, size: int = 0) -> CLIPTokenizer:
+    """Knows single characters and WORDS as one token each.
+
+    pad: another padding token, as SD 2.x has ("!"). size: filled up to so many tokens, which no sentence contains.
+    """
     vocabulary: dict[str, int] = {}
     for token in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[token] = len(vocabulary)
@@ -42,6 +45,8 @@ def tokenizer(pad: str | None = None, length: int = TEXT_LENGTH) -> CLIPTokenize
                 merges.append((left, right))
                 vocabulary.setdefault(left + right, len(vocabulary))
             left += right
+    while len(vocabulary) < size:
+        vocabulary[f"\u2603{len(vocabulary)}</w>"] = len(vocabulary)
     more = {"pad_token": pad} if pad else {}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, **more)
 
