@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/sampler.py
 
-Both make the same pictures from the same seeds in the same process, in turns; the pictures are compared, too. Target: at
-most 1.02 times the stock pipeline's time.
+Both make the same pictures from the same seeds in the same process, in turns; the pictures are compared, too.
+Target: at most 1.02 times the stock pipeline's time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
             }
         )
     report(
-        f"Sampler: {given.base}, {base.resolution}x{base.resolution}, {given.steps} steps, guidance {given.guidance}, "
+        f"Sampler: {base.name}, {base.resolution}x{base.resolution}, {given.steps} steps, guidance {given.guidance}, "
         f"{given.repeats} rounds",
         rows,
         given.json,
