@@ -13,10 +13,10 @@ from thisness.playroom.subjects import reference_scenes
 
 
 @pytest.fixture(scope="module")
-def shown(base, tmp_path_factory):
+def shown(base_folder, tmp_path_factory):
     """The quick demo, run once."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    assert cli.run(["demo", "--quick", "--base", str(base), "--out", str(folder)]) == 0
+    assert cli.run(["demo", "--quick", "--base", str(base_folder), "--out", str(folder)]) == 0
     return folder
 
 
@@ -30,32 +30,32 @@ def test_leaves_references_concept_scenes_and_sheet(shown):
     assert page.width > 6 * 256  # four references and two scenes side by side
 
 
-def test_each_scene_is_of_the_learned_toy_and_replays(shown, base, tmp_path, capsys):
+def test_each_scene_is_of_the_learned_toy_and_replays(shown, base_folder, tmp_path, capsys):
     from thisness.concept import Concept
 
     paths = sorted((shown / "scenes").glob("*.png"))
     records = [read_record(path) for path in paths]
     assert [record["prompt"] for record in records] == new_scenes(0)[:2]
     assert {record["concepts"]["subject"]["hash"] for record in records} == {Concept.load(shown / "concept").hash}
-    words = ["inspect", paths[0], "--replay", tmp_path, "--base", base, "--concept", shown / "concept"]
+    words = ["inspect", paths[0], "--replay", tmp_path, "--base", base_folder, "--concept", shown / "concept"]
     assert cli.run([str(word) for word in words]) == 0
     assert "the same, bit for bit" in capsys.readouterr().out
 
 
-def test_a_second_call_makes_nothing_anew_but_the_sheet(shown, base, capsys):
+def test_a_second_call_makes_nothing_anew_but_the_sheet(shown, base_folder, capsys):
     kept = [path for part in ("concept", "scenes") for path in (shown / part).iterdir()]
     before = {path: path.stat().st_mtime_ns for path in kept}
-    assert cli.run(["demo", "--quick", "--base", str(base), "--out", str(shown)]) == 0
+    assert cli.run(["demo", "--quick", "--base", str(base_folder), "--out", str(shown)]) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     assert capsys.readouterr().out == f"{shown / 'sheet.png'}\n"
 
 
-def test_a_damaged_or_foreign_scene_is_drawn_again(shown, base):
+def test_a_damaged_or_foreign_scene_is_drawn_again(shown, base_folder):
     first, second = sorted((shown / "scenes").glob("*.png"))
     pixels = Image.open(first).tobytes(), Image.open(second).tobytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(b"\x89PNG\r\n\x1a\n")
-    assert cli.run(["demo", "--quick", "--base", str(base), "--out", str(shown)]) == 0
+    assert cli.run(["demo", "--quick", "--base", str(base_folder), "--out", str(shown)]) == 0
     assert (Image.open(first).tobytes(), Image.open(second).tobytes()) == pixels
 
 

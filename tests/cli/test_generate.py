@@ -13,13 +13,13 @@ from thisness.images import read_record
 QUICK = ("--steps", "2", "--guidance", "3")
 
 
-def test_pictures_are_those_of_the_stock_pipeline(base, pipeline, tmp_path, capsys):
-    words = ["generate", "a photo of a dog", "--base", str(base), "--seeds", "3,5", *QUICK, "--batch-size", "1"]
+def test_pictures_are_those_of_the_stock_pipeline(base_folder, stock_pipeline, tmp_path, capsys):
+    words = ["generate", "a photo of a dog", "--base", str(base_folder), "--seeds", "3,5", *QUICK, "--batch-size", "1"]
     assert cli.run([*words, "--out", str(tmp_path)]) == 0
     names = ["000-seed-3.png", "001-seed-5.png", "record.json", "sheet.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for name, seed in zip(names, (3, 5), strict=False):
-        stock = pipeline(
+        stock = stock_pipeline(
             "a photo of a dog",
             num_inference_steps=2,
             guidance_scale=3.0,
@@ -31,8 +31,20 @@ def test_pictures_are_those_of_the_stock_pipeline(base, pipeline, tmp_path, caps
     assert capsys.readouterr().out.splitlines()[-1].endswith("sheet.png")
 
 
-def test_the_record_has_what_was_typed(base, tmp_path):
-    words = ["generate", "a cat", "--base", str(base), "--seeds", "7", *QUICK, "--negative", "hat", "--eta", "0.5"]
+def test_the_record_has_what_was_typed(base_folder, tmp_path):
+    words = [
+        "generate",
+        "a cat",
+        "--base",
+        str(base_folder),
+        "--seeds",
+        "7",
+        *QUICK,
+        "--negative",
+        "hat",
+        "--eta",
+        "0.5",
+    ]
     assert cli.run([*words, "--scheduler", "ddim", "--out", str(tmp_path)]) == 0
     record = read_record(tmp_path / "000-seed-7.png")
     sampling = record["recipe"]["sampling"]
@@ -40,29 +52,39 @@ def test_the_record_has_what_was_typed(base, tmp_path):
     assert (sampling["steps"], sampling["guidance"], sampling["eta"], sampling["scheduler"]) == (2, 3.0, 0.5, "ddim")
 
 
-def test_a_concept_takes_the_placeholder(base, concept, tmp_path):
+def test_a_concept_takes_the_placeholder(base_folder, concept_folder, tmp_path):
     from thisness.concept import Concept
 
-    words = ["generate", "a photo of a {subject}", "--base", str(base), "--concept", str(concept), *QUICK]
+    words = ["generate", "a photo of a {subject}", "--base", str(base_folder), "--concept", str(concept_folder), *QUICK]
     assert cli.run([*words, "--seeds", "0", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "record.json").read_text())
-    learned = Concept.load(concept)
+    learned = Concept.load(concept_folder)
     assert record["sentence"] == f"a photo of a {learned.word.text}"
     assert record["concepts"]["subject"]["hash"] == learned.hash
 
 
-def test_named_concepts_go_to_their_placeholders(base, photos, concept, tmp_path):
+def test_named_concepts_go_to_their_placeholders(base_folder, photos, concept_folder, tmp_path):
     mug = tmp_path / "mug"
-    learn = ["learn", "textual-inversion", str(photos), "--noun", "cat", "--name", "mug", "--base", str(base)]
+    learn = ["learn", "textual-inversion", str(photos), "--noun", "cat", "--name", "mug", "--base", str(base_folder)]
     assert cli.run([*learn, "--steps", "1", "--out", str(mug)]) == 0
-    words = ["generate", "a {rex} with a {mug}", "--base", str(base), *QUICK, "--seeds", "0", "--out", str(tmp_path)]
-    assert cli.run([*words, "--concept", f"rex={concept}", "--concept", f"mug={mug}"]) == 0
+    words = [
+        "generate",
+        "a {rex} with a {mug}",
+        "--base",
+        str(base_folder),
+        *QUICK,
+        "--seeds",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
+    assert cli.run([*words, "--concept", f"rex={concept_folder}", "--concept", f"mug={mug}"]) == 0
     record = json.loads((tmp_path / "record.json").read_text())
     assert {slot: entry["name"] for slot, entry in record["concepts"].items()} == {"rex": "rex", "mug": "mug"}
 
 
-def test_a_subject_gives_its_noun_and_the_references(base, photos, tmp_path):
-    words = ["generate", "a {subject}", "--base", str(base), *QUICK, "--seeds", "0"]
+def test_a_subject_gives_its_noun_and_the_references(base_folder, photos, tmp_path):
+    words = ["generate", "a {subject}", "--base", str(base_folder), *QUICK, "--seeds", "0"]
     assert cli.run([*words, "--subject", str(photos), "--noun", "cat", "--out", str(tmp_path / "with")]) == 0
     assert cli.run(["generate", "a cat", *words[2:], "--out", str(tmp_path / "without")]) == 0
     assert json.loads((tmp_path / "with/record.json").read_text())["sentence"] == "a cat"
@@ -92,8 +114,8 @@ def test_a_subject_gives_its_noun_and_the_references(base, photos, tmp_path):
         (["a dog", "--seeds", "x"], "--seeds"),
     ],
 )
-def test_refusals_are_one_line(refused, base, tmp_path, words, says):
-    assert says in refused("generate", *words, "--base", base, "--out", tmp_path / "out")
+def test_refusals_are_one_line(refused, base_folder, tmp_path, words, says):
+    assert says in refused("generate", *words, "--base", base_folder, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -13,10 +13,19 @@ QUICK = ("--steps", "2", "--guidance", "3")
 
 
 @pytest.fixture(scope="module")
-def made(base, concept, tmp_path_factory):
+def made(base_folder, concept_folder, tmp_path_factory):
     """Three pictures of the concept, in batches of two."""
     folder = tmp_path_factory.mktemp("made")
-    words = ["generate", "a photo of a {subject}", "--base", str(base), "--concept", str(concept), "--seeds", "4-6"]
+    words = [
+        "generate",
+        "a photo of a {subject}",
+        "--base",
+        str(base_folder),
+        "--concept",
+        str(concept_folder),
+        "--seeds",
+        "4-6",
+    ]
     assert cli.run([*words, *QUICK, "--batch-size", "2", "--out", str(folder)]) == 0
     return folder
 
@@ -38,22 +47,22 @@ def test_a_folder_of_pictures_and_its_record(made, capsys):
         assert "the record of 3 pictures" in said(capsys, path) and "seeds: 4, 5, 6" in said(capsys, path)
 
 
-def test_a_concept(concept, base, capsys):
-    text = said(capsys, concept)
+def test_a_concept(concept_folder, base_folder, capsys):
+    text = said(capsys, concept_folder)
     assert "is a concept, whole and undamaged" in text
     assert "rex, a dog" in text and "dreambooth-lora" in text and "steps 2" in text
-    assert f"--concept {concept}" in text
+    assert f"--concept {concept_folder}" in text
 
 
-def test_a_base(base, capsys):
-    text = said(capsys, base)
+def test_a_base(base_folder, capsys):
+    text = said(capsys, base_folder)
     assert "a base of the family sd" in text and "unet: UNet2DConditionModel" in text
 
 
-def test_a_file_of_weights(base, pipeline, capsys):
-    (file,) = (base / "unet").glob("*.safetensors")
+def test_a_file_of_weights(base_folder, stock_pipeline, capsys):
+    (file,) = (base_folder / "unet").glob("*.safetensors")
     text = said(capsys, file)
-    parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    parameters = sum(parameter.numel() for parameter in stock_pipeline.unet.parameters())
     assert f"{parameters:,} values" in text and "conv_in.weight: (8, 4, 3, 3) float32" in text
 
 
@@ -63,37 +72,46 @@ def test_a_picture_from_elsewhere(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number, seed", [(0, 4), (1, 5), (2, 6)])
-def test_replay_makes_the_same_pixels(made, base, concept, tmp_path, capsys, number, seed):
+def test_replay_makes_the_same_pixels(made, base_folder, concept_folder, tmp_path, capsys, number, seed):
     path = made / f"{number:03d}-seed-{seed}.png"
-    text = said(capsys, path, "--replay", tmp_path, "--base", base, "--concept", concept)
+    text = said(capsys, path, "--replay", tmp_path, "--base", base_folder, "--concept", concept_folder)
     assert "the same, bit for bit" in text
     (again,) = tmp_path.glob(f"*-seed-{seed}.png")
     assert Image.open(again).tobytes() == Image.open(path).tobytes()
 
 
-def test_replay_of_a_record_makes_all(made, base, concept, tmp_path, capsys):
-    said(capsys, made, "--replay", tmp_path, "--base", base, "--concept", concept)
+def test_replay_of_a_record_makes_all(made, base_folder, concept_folder, tmp_path, capsys):
+    said(capsys, made, "--replay", tmp_path, "--base", base_folder, "--concept", concept_folder)
     assert len(list(tmp_path.glob("*-seed-*.png"))) == 3
 
 
-def test_a_replay_that_comes_out_otherwise_says_so_and_exits_with_1(made, base, concept, tmp_path, capsys):
+def test_a_replay_that_comes_out_otherwise_exits_with_1(made, base_folder, concept_folder, tmp_path, capsys):
     record = read_record(made / "000-seed-4.png")
     record["images"][0]["sha256"] = "0" * 64
     save_png(Image.open(made / "000-seed-4.png"), tmp_path / "x.png", record)
-    words = ["inspect", tmp_path / "x.png", "--replay", tmp_path / "again", "--base", base, "--concept", concept]
+    words = [
+        "inspect",
+        tmp_path / "x.png",
+        "--replay",
+        tmp_path / "again",
+        "--base",
+        base_folder,
+        "--concept",
+        concept_folder,
+    ]
     assert cli.run([str(word) for word in words]) == 1
     assert "not bit for bit" in capsys.readouterr().err
 
 
-def test_what_a_replay_needs_is_said(refused, made, base, tmp_path):
+def test_what_a_replay_needs_is_said(refused, made, base_folder, tmp_path):
     path = made / "000-seed-4.png"
     assert "--base" in refused("inspect", path, "--replay", tmp_path)
-    assert "--concept" in refused("inspect", path, "--replay", tmp_path, "--base", base)
+    assert "--concept" in refused("inspect", path, "--replay", tmp_path, "--base", base_folder)
 
 
-def test_a_damaged_concept_is_refused(refused, concept, tmp_path):
+def test_a_damaged_concept_is_refused(refused, concept_folder, tmp_path):
     copy = tmp_path / "rex"
-    shutil.copytree(concept, copy)
+    shutil.copytree(concept_folder, copy)
     file = next(copy.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     assert file.name in refused("inspect", copy)

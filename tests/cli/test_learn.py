@@ -8,7 +8,7 @@ from thisness import cli
 from thisness.concept import Concept
 
 
-def call(base, photos, folder, *more):
+def call(base_folder, photos, folder, *more):
     return [
         "learn",
         "textual-inversion",
@@ -16,15 +16,15 @@ def call(base, photos, folder, *more):
         "--noun",
         "dog",
         "--base",
-        str(base),
+        str(base_folder),
         "--out",
         str(folder),
         *more,
     ]
 
 
-def test_the_manifest_has_what_was_typed(base, photos, tmp_path, capsys):
-    words = call(base, photos, tmp_path / "rex", "--name", "rexy", "--steps", "3", "--lr", "0.02", "--seed", "5")
+def test_the_manifest_has_what_was_typed(base_folder, photos, tmp_path, capsys):
+    words = call(base_folder, photos, tmp_path / "rex", "--name", "rexy", "--steps", "3", "--lr", "0.02", "--seed", "5")
     assert cli.run([*words, "--batch-size", "2", "--set", "vectors=3"]) == 0
     learned = Concept.load(tmp_path / "rex")
     settings = learned.manifest["settings"]
@@ -35,8 +35,8 @@ def test_the_manifest_has_what_was_typed(base, photos, tmp_path, capsys):
     assert str(tmp_path / "rex") in said and "thisness generate" in said
 
 
-def test_a_second_call_does_nothing_and_fresh_learns_anew(base, photos, tmp_path):
-    words = call(base, photos, tmp_path / "rex", "--steps", "2")
+def test_a_second_call_does_nothing_and_fresh_learns_anew(base_folder, photos, tmp_path):
+    words = call(base_folder, photos, tmp_path / "rex", "--steps", "2")
     assert cli.run(words) == 0
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "rex").iterdir()}
     assert cli.run(words) == 0
@@ -45,9 +45,9 @@ def test_a_second_call_does_nothing_and_fresh_learns_anew(base, photos, tmp_path
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "rex").iterdir()} != files
 
 
-def test_the_folder_has_the_concepts_name_by_default(base, photos, tmp_path, monkeypatch):
+def test_the_folder_has_the_concepts_name_by_default(base_folder, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["learn", "textual-inversion", str(photos), "--noun", "dog", "--base", str(base), "--steps", "1"]
+    words = ["learn", "textual-inversion", str(photos), "--noun", "dog", "--base", str(base_folder), "--steps", "1"]
     assert cli.run(words) == 0
     assert Concept.load(tmp_path / "concepts/rex").name == "rex"
 
@@ -64,19 +64,19 @@ def test_the_folder_has_the_concepts_name_by_default(base, photos, tmp_path, mon
         (["--name", "../rex"], "name"),
     ],
 )
-def test_refusals_are_one_line(refused, base, photos, tmp_path, words, says):
-    assert says in refused(*call(base, photos, tmp_path / "rex", *words))
+def test_refusals_are_one_line(refused, base_folder, photos, tmp_path, words, says):
+    assert says in refused(*call(base_folder, photos, tmp_path / "rex", *words))
     assert not (tmp_path / "rex").exists()
 
 
-def test_an_unknown_method_names_the_nearest(refused, base, photos):
-    said = refused("learn", "dreambooth-laro", photos, "--noun", "dog", "--base", base)
+def test_an_unknown_method_names_the_nearest(refused, base_folder, photos):
+    said = refused("learn", "dreambooth-laro", photos, "--noun", "dog", "--base", base_folder)
     assert "did you mean 'dreambooth-lora'?" in said
 
 
-def test_pictures_must_be_there(refused, base, tmp_path):
-    assert "photos" in refused("learn", "textual-inversion", "--noun", "dog", "--base", base)
-    assert "none" in refused("learn", "textual-inversion", tmp_path / "none", "--noun", "dog", "--base", base)
+def test_pictures_must_be_there(refused, base_folder, tmp_path):
+    assert "photos" in refused("learn", "textual-inversion", "--noun", "dog", "--base", base_folder)
+    assert "none" in refused("learn", "textual-inversion", tmp_path / "none", "--noun", "dog", "--base", base_folder)
 
 
 def test_settings_are_listed_with_their_meaning(capsys):
@@ -89,8 +89,8 @@ def test_settings_are_listed_with_their_meaning(capsys):
         assert all(f"  {preset}: " in said for preset in method.presets)
 
 
-def test_previews_are_kept_with_the_concept(base, photos, tmp_path):
-    words = call(base, photos, tmp_path / "rex", "--steps", "2", "--preview-every", "2")
+def test_previews_are_kept_with_the_concept(base_folder, photos, tmp_path):
+    words = call(base_folder, photos, tmp_path / "rex", "--steps", "2", "--preview-every", "2")
     assert cli.run(words) == 0
     assert list((tmp_path / "rex/previews").glob("*.png"))
     lines = (tmp_path / "rex/log.jsonl").read_text().splitlines()

@@ -1,6 +1,12 @@
-"""What the tests of the commands share: a tiny base as a folder, pictures of a subject, a concept learned of them."""
+"""For all tests: no network, no cache of the person who runs them; and what tests of whole commands share: a tiny base
+as a folder, pictures of a subject, a concept learned of them."""
 
 import os
+import tempfile
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any library reads it
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import pytest
@@ -10,20 +16,16 @@ from thisness import cli
 
 LENGTH = 64  # tokens: the sentences of the demo are spelt out by the tiny tokenizer
 
+_cache = tempfile.TemporaryDirectory(prefix="thisness-tests-")
+os.environ["THISNESS_CACHE"] = _cache.name
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
-    """No test touches the cache of the person who runs it."""
-    before = os.environ.get("THISNESS_CACHE")
-    os.environ["THISNESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("THISNESS_CACHE")
-    if before is not None:
-        os.environ["THISNESS_CACHE"] = before
+
+def pytest_unconfigure():
+    _cache.cleanup()
 
 
 @pytest.fixture(scope="session")
-def pipeline():
+def stock_pipeline():
     """A stock pipeline with random weights, 16x16 pixels."""
     from diffusers import StableDiffusionPipeline
 
@@ -37,10 +39,10 @@ def pipeline():
 
 
 @pytest.fixture(scope="session")
-def base(pipeline, tmp_path_factory):
+def base_folder(stock_pipeline, tmp_path_factory):
     """The folder of the same."""
     folder = tmp_path_factory.mktemp("bases") / "tiny-sd"
-    pipeline.save_pretrained(folder)
+    stock_pipeline.save_pretrained(folder)
     return folder
 
 
@@ -56,10 +58,10 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def concept(base, photos, tmp_path_factory):
+def concept_folder(base_folder, photos, tmp_path_factory):
     """A concept learned by the command itself, in two steps."""
     folder = tmp_path_factory.mktemp("concepts") / "rex"
-    words = ["learn", "dreambooth-lora", str(photos), "--noun", "dog", "--base", str(base), "--out", str(folder)]
+    words = ["learn", "dreambooth-lora", str(photos), "--noun", "dog", "--base", str(base_folder), "--out", str(folder)]
     assert cli.run([*words, "--steps", "2", "--set", "prior_pictures=0"]) == 0
     return folder
 

@@ -1,0 +1,77 @@
+"""The benchmarks. Oracle: clocks set by hand; what each writes on a tiny base; the stock pipeline's pictures."""
+
+import importlib
+import json
+import os
+import sys
+
+import measure
+import pytest
+
+
+def run(monkeypatch, name, path, *words):
+    """The JSON of a benchmark that is run in this process."""
+    monkeypatch.setenv("THISNESS_CACHE", os.environ["THISNESS_CACHE"])  # given back afterwards
+    monkeypatch.setattr(sys, "argv", [name, "--json", str(path), *map(str, words)])
+    importlib.import_module(name).main()
+    return json.loads(path.read_text())
+
+
+def test_interleaved_alternates_the_order_and_leaves_the_warm_up_out(monkeypatch):
+    calls, clock = [], [0.0]
+
+    def takes(name, seconds):
+        calls.append(name)
+        clock[0] += seconds
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    functions = {"a": lambda: takes("a", 1.0), "b": lambda: takes("b", 3.0)}
+    assert measure.interleaved(functions, repeats=2, warmup=1) == {"a": [1.0, 1.0], "b": [3.0, 3.0]}
+    assert calls == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_ratios_are_taken_within_a_round():
+    """A machine that is four times slower in the second round changes no ratio."""
+    assert measure.median_ratio([2.0, 8.0, 2.2], [1.0, 4.0, 1.0]) == 2.0
+    assert measure.spread([1.0]) == 0.0
+    assert measure.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(1.5)
+
+
+def test_sampler_compares_with_the_stock_pipeline(monkeypatch, base_folder, tmp_path, capsys):
+    words = ["--base", base_folder, "--steps", 3, "--repeats", 2, "--batches", 1, 2]
+    result = run(monkeypatch, "sampler", tmp_path / "x.json", *words)
+    assert [row["batch"] for row in result["rows"]] == [1, 2]
+    assert all(row["same pictures"] for row in result["rows"]), "both were asked for the same"
+    assert all(row["ours s"] > 0 and row["stock s"] > 0 for row in result["rows"])
+    assert result["target_ratio"] == 1.02 and "ours/stock" in capsys.readouterr().out
+    assert str(base_folder) not in (tmp_path / "x.json").read_text(), "no path of a machine in what is published"
+
+
+def test_learning_counts_the_steps_of_both_loops(monkeypatch, base_folder, tmp_path):
+    words = ["--base", base_folder, "--steps", 25, "--repeats", 1, "--batch", 1, "--class-pictures", 2, "--rank", 2]
+    result = run(monkeypatch, "learning", tmp_path / "x.json", *words)
+    rates = {row["loop"]: row["steps/s"] for row in result["rows"]}
+    assert set(rates) == {"plain", "ours"}
+    assert result["ratio"] == pytest.approx(rates["ours"] / rates["plain"])
+    assert result["ratio"] > 1, "what is encoded once costs less than what is encoded in every step"
+
+
+def test_the_plain_loop_leaves_the_base_as_it_was(base_folder):
+    import learning
+    import torch
+
+    from thisness.bases import load_base
+
+    base = load_base(str(base_folder))
+    before = {key: value.clone() for key, value in base.denoiser.state_dict().items()}
+    given = type("Given", (), {"rank": 2, "lr": 1e-2, "batch": 1, "steps": 2})
+    rows = [{"pixels": torch.zeros(2, 3, 16, 16), "ids": torch.zeros(2, 64, dtype=torch.long)}] * 4
+    assert learning.plain_steps(base, rows, given, bf16=False) > 0
+    after = base.denoiser.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_renderer_counts_pictures(monkeypatch, tmp_path):
+    words = ["--pictures", 8, "--size", 32, "--repeats", 1, "--plain-only", "--threads", 1]
+    result = run(monkeypatch, "renderer", tmp_path / "x.json", *words)
+    assert [row["renderer"] for row in result["rows"]] == ["plain"] and result["rows"][0]["pictures/s"] > 0
