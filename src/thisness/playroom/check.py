@@ -14,6 +14,7 @@ from .captions import ALWAYS, ATTRIBUTES, UNKNOWN, caption
 from .data import label_table
 from .models import Reader, read
 from .recipes.common import WEIGHTS
+from .recipes.reader import unambiguous
 from .recipes.vae import decode, encode, psnr
 from .render import render
 from .world import Scene, random_scene, rng_of
@@ -79,8 +80,9 @@ def _lines(part: str, values: dict[str, tuple[float, int]]) -> list[Measured]:
 
 
 def reading(judge: Reader, images: Tensor, scenes: list[Scene]) -> dict[str, tuple[float, int]]:
-    """Per cent right and number of pictures per attribute. `accessory` and `object` count only scenes that have one."""
-    said, truth = read(judge, images), torch.from_numpy(label_table(scenes)).long()
+    """Per cent right and number of pictures per attribute. `accessory` and `object` count only scenes that have one,
+    colours only pictures that show them (not pencil sketches)."""
+    said, truth = read(judge, images), unambiguous(torch.from_numpy(label_table(scenes)).long())
     column = {name: truth[:, i] for i, name in enumerate(ATTRIBUTES)}
     out = {}
     for name in SHOWN:

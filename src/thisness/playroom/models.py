@@ -101,7 +101,7 @@ class Reader(nn.Module):
     head per attribute.
 
     Two of them exist: the *teacher* (a ResNet on 64 px, whose features guide the UNet's training) and the *judge* (a
-    RegNet-Y on 128 px, never used in training anything).
+    RegNet-Y on 96 px, never used in training anything).
     """
 
     def __init__(self, kind: str) -> None:
@@ -124,16 +124,20 @@ class Reader(nn.Module):
             self.backbone.embedder.pooler = nn.Identity()
             grid = 4
         elif kind == "judge":
-            self.size, widths = 128, [32, 64, 128, 192]
+            self.size, widths = 96, [48, 64, 128, 160]
             config = RegNetConfig(
-                embedding_size=24, hidden_sizes=widths, depths=[1, 1, 2, 1], groups_width=32, layer_type="y"
+                embedding_size=32,
+                hidden_sizes=widths,
+                depths=[1, 1, 1, 1],
+                groups_width=1024,  # wider than any stage: no groups, which learn slowly at this size
+                layer_type="y",
             )
             self.backbone = RegNetModel(config)
             self.backbone.pooler = nn.Identity()
-            grid = 4
+            grid = 3
         else:
             raise ValueError(f"a reader is a teacher or a judge, not {kind!r}")
-        width = 320 if kind == "teacher" else 128
+        width = 320 if kind == "teacher" else 256
         self.neck = nn.Linear(widths[-1] * grid * grid, width)
         self.heads = nn.ModuleDict(
             {name.replace(" ", "_"): nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()}
