@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -316,13 +316,15 @@ class Concept:
 
 def library_versions() -> dict[str, str]:
     """Versions of what decides a result, as installed."""
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            found[library] = "not installed"
-    return found
+    return {library: _version(library) for library in LIBRARIES}
+
+
+@cache  # reading them takes milliseconds, and every picture's record has them
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def check_manifest(data: Any, where: str) -> None:

@@ -131,12 +131,12 @@ class Base(ABC):
     @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
-        return self.denoiser.device
+        return next(self.denoiser.parameters()).device  # diffusers' own property walks through the whole model
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the denoiser."""
-        return self.denoiser.dtype
+        return next(self.denoiser.parameters()).dtype
 
     @property
     def steps(self) -> int:
