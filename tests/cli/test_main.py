@@ -106,7 +106,11 @@ def test_signals_unwind_and_leave_one_line(tmp_path, number, code):
         thisness.cli.main()
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), "wait"], stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-c", textwrap.dedent(program), "wait"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
     )
     deadline = time.monotonic() + 20
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
