@@ -11,11 +11,11 @@ from PIL import Image
 
 import tiny
 from thisness.conditioning import encode
-from thisness.errors import PromptError
+from thisness.errors import ArtefactError, PromptError
 from thisness.methods import learn, method_named
 from thisness.methods.registry import settings_for
 from thisness.methods.templates import OBJECT, sentences
-from thisness.methods.tuning import attention_for_training
+from thisness.methods.tuning import prepared_for_training
 from thisness.prompt import SlotWord
 from thisness.subject import Subject
 from thisness.training.diffusion import draw_timesteps
@@ -154,9 +154,43 @@ def test_sentences_that_the_tokenizer_spells_out_are_left_out(base):
         sentences(base, ["an etching of a {subject}"], SlotWord("sks dog", "dog"))
 
 
-def test_plain_attention_only_for_the_length_of_the_training(base):
-    before = {name: id(each) for name, each in base.denoiser.attn_processors.items()}
-    with pytest.raises(RuntimeError, match="on purpose"), attention_for_training(base.denoiser):
+def test_prepared_only_for_the_length_of_the_training(base):
+    """Plain attention and checkpointing go again, attributes included."""
+
+    def state():
+        processors = {name: id(each) for name, each in base.denoiser.attn_processors.items()}
+        modes = {
+            name: m.gradient_checkpointing
+            for name, m in base.denoiser.named_modules()
+            if hasattr(m, "gradient_checkpointing")
+        }
+        return processors, modes, {name: set(m.__dict__) for name, m in base.denoiser.named_modules()}
+
+    before = state()
+    with pytest.raises(RuntimeError, match="on purpose"), prepared_for_training(base, checkpointing=True):
         assert {type(each).__name__ for each in base.denoiser.attn_processors.values()} == {"AttnProcessor"}
+        assert any(state()[1].values())
         raise RuntimeError("on purpose")
-    assert {name: id(each) for name, each in base.denoiser.attn_processors.items()} == before
+    assert state() == before
+
+
+def test_checkpointing_gives_the_same_gradients(base, subject):
+    gradients = []
+    for checkpointing in (False, True):
+        with ExitStack() as stack:
+            stack.enter_context(prepared_for_training(base, checkpointing))
+            task = task_of(base, subject, stack)
+            for weights in task.modules().values():
+                torch.nn.init.normal_(next(iter(weights.parameters())), generator=torch.Generator().manual_seed(0))
+            task.loss(0, torch.Generator().manual_seed(1))["loss"].backward()
+            gradients.append([p.grad for module in task.modules().values() for p in module.parameters()])
+    assert sum(float(g.abs().sum()) for g in gradients[0]) > 0
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_a_folder_of_somebody_elses_is_refused_before_the_work(base, subject, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ArtefactError, match="was not written by thisness"):
+        learn("dreambooth-lora", subject, base, folder=tmp_path, progress=False, **SETTINGS)
+    assert not tmp_path.with_name(tmp_path.name + ".training").exists()

@@ -10,13 +10,14 @@ from .disk import (
     write_text,
     write_with,
 )
-from .folders import MARKER, directory, verify_directory
+from .folders import MARKER, check_replaceable, directory, verify_directory
 from .names import checked_name, inside, listed, safe_name
 from .tensors import PICKLED, compare_shapes, load_tensors, save_tensors
 
 __all__ = [
     "MARKER",
     "PICKLED",
+    "check_replaceable",
     "checked_name",
     "compare_shapes",
     "directory",

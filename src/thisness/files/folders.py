@@ -41,7 +41,7 @@ def directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     path = Path(path)
-    _check_replaceable(path, overwrite)
+    check_replaceable(path, overwrite)
     make_parent(path)
     _tidy_siblings(path)
     building = partial_sibling(path)
@@ -50,7 +50,7 @@ def directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield building
         _write_marker(building)
         verify_directory(building)
-        _check_replaceable(path, overwrite)
+        check_replaceable(path, overwrite)
         _put_in_place(building, path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -105,8 +105,12 @@ def _write_marker(building: Path) -> None:
     write_json(building / MARKER, {"files": files})
 
 
-def _check_replaceable(path: Path, overwrite: bool) -> None:
-    """Never replace what may be somebody's own."""
+def check_replaceable(path: Path, overwrite: bool = False) -> None:
+    """Refuse a folder whose content may be somebody's own; for those who compute long before they write.
+
+    Raises:
+        ArtefactError: a file, a link, or a folder that `directory` would not replace.
+    """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ArtefactError(f"{path} is {'a link' if path.is_symlink() else 'a file'}: name a folder")
     if overwrite or not path.exists() or not any(path.iterdir()):

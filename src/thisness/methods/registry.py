@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from ..bases import Base
 from ..concept import MANIFEST, Concept, ConceptHandler, register_handler
 from ..errors import ArtefactError, ConfigurationError, ThisnessError, nearest
+from ..files import check_replaceable
 from ..recipe import build_settings
 from ..subject import Subject
 
@@ -132,6 +133,7 @@ def learn(
 
     Raises:
         ConfigurationError: unknown method, preset or settings; or the folder holds a run with other settings.
+        ArtefactError: the folder holds something that thisness did not write.
         Stopped: by a signal or by `stop_after`.
     """
     chosen = method_named(method)
@@ -144,6 +146,7 @@ def learn(
     folder = Path(folder)
     if resume and (done := _learned_already(folder, chosen, subject, base, full)) is not None:
         return done
+    check_replaceable(folder)  # now, not after minutes of work
     training = folder.with_name(folder.name + ".training")
     concept = chosen().learn(subject, base, full, training, resume=resume, progress=progress, stop_after=stop_after)
     concept.save(folder, extra=lambda building: _keep_records(training, building))

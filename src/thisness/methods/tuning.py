@@ -5,6 +5,7 @@ A method adds what it trains (words, weights) and, if need be, other sentences, 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -53,6 +54,7 @@ class TuningSettings:
     crops: int = setting(0, "random crops of each picture beside the whole one")
     background: float = setting(1.0, "weight of the loss outside the subject's mask; 1: masks are not used")
     snr_gamma: float | None = setting(None, "min-SNR weighting, 5 is usual; none: all noise levels alike")
+    checkpointing: bool = setting(False, "compute activations twice to keep less of them: for small accelerators")
     preview_every: int = setting(0, "steps between previews; 0: none")
     checkpoint_seconds: float = setting(60.0, "between checkpoints")
 
@@ -225,6 +227,7 @@ class TuningTask(Task):
                 save_png(image, folder / f"step-{step:06d}-scene-{number}-seed-{seed}.png")
 
 
+SMALL_GRID = 1024  # latent positions up to which the whole matrix of attention is cheap to keep
 PREVIEWS = ("a photo of a {subject}", "a {subject} on the beach", "a {subject} in the snow")
 
 
@@ -249,7 +252,10 @@ class TuningMethod(Method):
         self, subject: Subject, base: Base, settings: Any, folder: Path, *, resume: bool = True, progress: bool = True,
         stop_after: float | None = None,
     ) -> Concept:  # fmt: skip
-        with attention_for_training(base.denoiser), self.task(subject, base, settings, progress) as task:
+        with (
+            prepared_for_training(base, settings.checkpointing),
+            self.task(subject, base, settings, progress) as task,
+        ):
             config = settings.loop(_precision(settings.precision, base.device))
             result = train(
                 task, config, folder, resume=resume, progress=progress, stop_after=stop_after, device=base.device
@@ -280,19 +286,35 @@ def prior_latents(base: Base, subject: Subject, settings: Any, progress: bool) -
 
 
 @contextmanager
-def attention_for_training(denoiser: Any) -> Iterator[None]:
-    """Plain attention on the CPU, where the backward pass of the fused kernel costs 41 % of a step."""
+def prepared_for_training(base: Base, checkpointing: bool = False) -> Iterator[None]:
+    """Plain attention on the CPU where pictures are small: the fused kernel's backward pass costs 41 % of a step there.
+
+    Args:
+        base: whose denoiser.
+        checkpointing: keep only the activations at the borders of blocks, and compute the others twice.
+    """
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
+    denoiser = base.denoiser
     before = dict(getattr(denoiser, "attn_processors", {}))
-    if denoiser.device.type != "cpu" or not all(type(each) is AttnProcessor2_0 for each in before.values()):
-        yield
-        return
-    denoiser.set_attn_processor(AttnProcessor())
+    positions = math.prod(base.latent_shape(base.resolution, base.resolution)[-2:])
+    fused = [type(each) is AttnProcessor2_0 for each in before.values()]
+    plain = base.device.type == "cpu" and positions <= SMALL_GRID and bool(fused) and all(fused)
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    modes = [(m, {name: m.__dict__[name] for name in names if name in m.__dict__}) for m in denoiser.modules()]
     try:
+        if plain:
+            denoiser.set_attn_processor(AttnProcessor())
+        if checkpointing:
+            denoiser.enable_gradient_checkpointing()
         yield
     finally:
-        denoiser.set_attn_processor(dict(before))
+        if plain:
+            denoiser.set_attn_processor(dict(before))
+        for module, mode in modes:
+            for name in names:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(mode)
 
 
 def _precision(asked: str, device: torch.device) -> Literal["fp32", "bf16"]:
