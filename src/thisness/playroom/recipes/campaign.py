@@ -64,10 +64,13 @@ def _run(task: Task, config: LoopConfig, place: Workplace, steps: int | None, st
 
 
 def train_reader(kind: str, place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
-    from .reader import JUDGE, TEACHER, ReaderTask
+    from .reader import JUDGE, JUDGE_MORE, TEACHER, ReaderTask
 
     task = ReaderTask(kind, place.train_data(), place.held_out_data(), strength=1.0 if kind == "teacher" else 0.7)
     done = _run(task, TEACHER if kind == "teacher" else JUDGE, place, steps, stop_after)
+    if done and kind == "judge":
+        task.name, task.strength = "judge-more", 0.4
+        done = _run(task, JUDGE_MORE, place, steps, stop_after)
     if done:
         task.reader.cpu().eval().save(place.built(kind))
     return done

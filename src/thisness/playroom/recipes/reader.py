@@ -39,6 +39,19 @@ JUDGE = LoopConfig(
     seed=4,
     preview_every=750,
 )
+JUDGE_MORE = LoopConfig(
+    steps=2200,
+    lr=1.5e-3,
+    weight_decay=0.02,
+    warmup=100,
+    schedule="cosine",
+    final_fraction=0.01,
+    clip=5.0,
+    precision="bf16",
+    seed=8,
+    preview_every=550,
+)
+"""A second round, from the end of the first, on gentler pictures."""
 WEIGHT = {
     "class": 2.0,
     "pose": 2.0,
