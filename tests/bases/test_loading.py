@@ -1,7 +1,10 @@
 """Oracles: the stock pipeline over the same folder; the files that are there; the text of the error."""
 
+import http.server
 import json
 import shutil
+import socket
+import threading
 import time
 
 import pytest
@@ -118,17 +121,74 @@ def test_names_that_are_nothing():
     refused("nowhere/", "is not a folder")
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "sd1.5"])
-def test_the_hub_offline_ends_quickly(name, monkeypatch):
-    """Also where offline mode is not set: a dead network is known within seconds, without retries."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+@pytest.fixture
+def online(monkeypatch):
+    """Offline mode is off, and the hub is wherever the test says."""
     monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
-    monkeypatch.setattr("huggingface_hub.utils._http.constants.is_offline_mode", lambda: False, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", "http://127.0.0.1:9", raising=False)
+    return lambda port: monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "sd1.5"])
+def test_offline_mode_is_said(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    refused(name, "was not fetched before", "HF_HUB_OFFLINE is set", "local folder")
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "sd1.5"])
+def test_a_dead_network_is_known_at_once(name, online):
+    """The hub's client tries five times and more."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        online(server.getsockname()[1])
     start = time.monotonic()
-    refused(name, "was not fetched before")
-    assert time.monotonic() - start < 10
+    refused(name, "was not fetched before", "cannot be reached")
+    assert time.monotonic() - start < 5
+
+
+def test_a_hub_that_never_answers_is_given_up(online, monkeypatch):
+    monkeypatch.setattr("thisness.bases.locate.HUB_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        online(server.getsockname()[1])
+        start = time.monotonic()
+        refused("nobody/nothing", "was not fetched before", "cannot be reached")
+        assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [(401, "RepoNotFound", "no public model"), (403, "GatedRepo", "accept its terms"), (503, "", "status 503")],
+)
+def test_what_the_hub_says(status, code, words, online):
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        online(server.server_port)
+        refused("nobody/nothing", words)
+        server.shutdown()
+
+
+def test_a_model_that_was_fetched_before_is_used_offline(saved, tmp_path, monkeypatch):
+    """Also when its id is gone upstream. The layout is that of the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for hub_id in ("somebody/tiny", "runwayml/stable-diffusion-v1-5"):
+        repository = tmp_path / f"models--{hub_id.replace('/', '--')}"
+        shutil.copytree(saved, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+    base = load_base("somebody/tiny")
+    assert base.name == "somebody/tiny" and base.signature == load_base(saved).signature
+    with pytest.raises(
+        ConfigurationError, match="sd1.5 should predict epsilon"
+    ):  # it was opened, and is not that model
+        load_base("runwayml/stable-diffusion-v1-5")
 
 
 def test_what_is_gone_upstream_is_said():
@@ -188,7 +248,7 @@ def test_an_empty_tokenizer_is_not_taken(folder):
     """transformers makes a tokenizer of two tokens from a folder without its files."""
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
-    refused(folder, "token")
+    refused(folder, "the tokenizer knows 2 tokens but the text encoder")
 
 
 def test_parts_that_do_not_fit_are_all_listed():
