@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import typer
 from typer.core import TyperGroup
 
-_PLAYROOM_HELP = "Render scenes and subjects of the Playroom; train and check the embedded models."
+_GROUPS = {
+    "bench": "Measure recipes on a benchmark, resumable; report what came out.",
+    "diagnose": "Why a method does what it does: pose bias.",
+    "playroom": "Render scenes and subjects of the Playroom; train and check the embedded models.",
+}
+"""Commands with sub-commands: modules with an `app`, loaded only where they are called."""
 
 
 def _callback(
@@ -30,24 +36,26 @@ def build(words: Sequence[str] = ()) -> TyperGroup:
     """The command with its sub-commands.
 
     Args:
-        words: what was typed: the playroom's sub-commands are loaded only where they are called.
+        words: what was typed: the sub-commands of a group are loaded only where it is called.
     """
+    from thisness.cli.attention import attention
+    from thisness.cli.compare import compare
     from thisness.cli.demo import demo
     from thisness.cli.doctor import doctor
     from thisness.cli.generate import generate
     from thisness.cli.inspect import inspect
     from thisness.cli.learn import learn
+    from thisness.cli.sweep import sweep
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_callback)
-    for function in (demo, generate, learn, inspect, doctor):
+    for function in (demo, generate, learn, compare, sweep, attention, inspect, doctor):
         app.command(function.__name__, no_args_is_help=function is not demo)(function)
-    if "playroom" in words:
-        from thisness.cli.playroom import app as playroom
-
-        app.add_typer(playroom, name="playroom", help=_PLAYROOM_HELP)
-    else:
-        app.command("playroom", help=_PLAYROOM_HELP)(lambda: None)
+    for name, help_text in _GROUPS.items():
+        if name in words:
+            app.add_typer(import_module(f"thisness.cli.{name}").app, name=name, help=help_text)
+        else:
+            app.command(name, help=help_text)(lambda: None)
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     return command

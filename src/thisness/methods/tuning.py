@@ -25,6 +25,7 @@ from ..subject import Subject
 from ..training.diffusion import cumulative_alphas, draw_timesteps, min_snr, noised, row_losses, target
 from ..training.latents import encode_subject
 from ..training.loop import LoopConfig, Task, train
+from ..training.precision import computes_in_bf16
 from ..training.prior import class_latents
 from .registry import Method, Stopped
 from .templates import PLAIN, SETS, sentences
@@ -321,9 +322,7 @@ def _precision(asked: str, device: torch.device) -> Literal["fp32", "bf16"]:
     """bf16 where the hardware computes in it, unless told otherwise."""
     if asked != "auto":
         return "bf16" if asked == "bf16" else "fp32"
-    if device.type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if computes_in_bf16(device) else "fp32"
 
 
 def _draw(choices: int, count: int, rng: torch.Generator) -> list[int]:

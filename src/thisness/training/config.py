@@ -23,7 +23,7 @@ class LoopConfig:
             `final_fraction` over the last `tail` (a fraction) of the steps.
         clip: largest norm of the gradient, or None.
         ema: decay of the exponential moving average, or None; it starts as (1 + n) / (10 + n).
-        precision: "fp32" or "bf16" (autocast; weights stay fp32).
+        precision: "fp32"; "bf16" (autocast; weights stay fp32); "auto": bf16 where the device computes in it.
         accumulate: losses summed up for one update.
         seed: of everything random.
         checkpoint_seconds, keep: wall time between checkpoints; how many stay.
@@ -42,7 +42,7 @@ class LoopConfig:
     final_fraction: float = 0.01
     clip: float | None = None
     ema: float | None = None
-    precision: Literal["fp32", "bf16", "bf16-autocast"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     accumulate: int = 1
     seed: int = 0
     checkpoint_seconds: float = 300.0
@@ -61,7 +61,7 @@ class LoopConfig:
             "final_fraction must be in [0, 1]": 0 <= self.final_fraction <= 1,
             "clip must be above 0, or None": self.clip is None or self.clip > 0,
             "ema must be in (0, 1), or None": self.ema is None or 0 < self.ema < 1,
-            "precision must be fp32 or bf16": self.precision in ("fp32", "bf16", "bf16-autocast"),
+            "precision must be fp32, bf16 or auto": self.precision in ("fp32", "bf16", "auto"),
             "accumulate must be at least 1": self.accumulate >= 1,
             "seed must not be negative": self.seed >= 0,
             "keep must be at least 1": self.keep >= 1,

@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint, check_same_run, load_newest, remove_run, sav
 from .config import LoopConfig
 from .interrupt import StopSignals
 from .parallel import Parallel
+from .precision import computes_in_bf16
 from .progress import JsonLines, Progress, RunningMeans, duration
 from .task import Task
 
@@ -175,7 +176,7 @@ class _Run:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
-        low = config.precision != "fp32"
+        low = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(self.device))
         for _ in range(config.accumulate):
             with torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
                 parts = self.task.loss(self.step, self.rng)

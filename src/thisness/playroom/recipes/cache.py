@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ...files import sha256, write_json
+from ...training.precision import fastest
 from ..data import BLOCK
 from .common import Workplace
 
@@ -40,7 +41,7 @@ def _encode_block(kind: str, place: Workplace, model: str, block: int) -> int:
         from ..models import Reader
 
         reader = Reader.load(Path(model)).to(place.device)
-        with torch.autocast(place.device, torch.bfloat16):
+        with fastest(place.device):
             parts = [
                 reader.features(data.pictures(rows[i : i + 64]).to(place.device)).float() for i in range(0, BLOCK, 64)
             ]

@@ -64,13 +64,19 @@ def _run(task: Task, config: LoopConfig, place: Workplace, steps: int | None, st
 
 
 def train_reader(kind: str, place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
-    from .reader import JUDGE, JUDGE_MORE, TEACHER, ReaderTask
+    from .reader import JUDGE, JUDGE_AGAIN, JUDGE_MORE, TEACHER, ReaderTask
 
     task = ReaderTask(kind, place.train_data(), place.held_out_data(), strength=1.0 if kind == "teacher" else 0.7)
-    done = _run(task, TEACHER if kind == "teacher" else JUDGE, place, steps, stop_after)
-    if done and kind == "judge":
-        task.name, task.strength = "judge-more", 0.4
-        done = _run(task, JUDGE_MORE, place, steps, stop_after)
+    start = place.built("judge-start")
+    if kind == "judge" and (start / "config.json").exists():
+        task.reader = Reader.load(start).train()
+        task.name, task.strength = "judge-again", 0.4  # a run of its own: its schedule begins anew
+        done = _run(task, JUDGE_AGAIN, place, steps, stop_after)
+    else:
+        done = _run(task, TEACHER if kind == "teacher" else JUDGE, place, steps, stop_after)
+        if done and kind == "judge":
+            task.name, task.strength = "judge-more", 0.4
+            done = _run(task, JUDGE_MORE, place, steps, stop_after)
     if done:
         task.reader.cpu().eval().save(place.built(kind))
     return done
@@ -116,8 +122,8 @@ def train_text(place: Workplace, steps: int | None = None, stop_after: float | N
 
 
 def adopt(place: Workplace, source: Path = WEIGHTS) -> None:
-    """Take the shipped `playroom-sd` as built here, so that its UNet can be trained further: `train unet` then
-    starts from it."""
+    """Take the shipped models as built here, so that they can be trained further: `train unet` and `train judge` then
+    start from them."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -126,6 +132,7 @@ def adopt(place: Workplace, source: Path = WEIGHTS) -> None:
     CLIPTextModel.from_pretrained(folder / "text_encoder").save_pretrained(place.built("text"))
     CLIPTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(place.built("text"))
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(place.built("unet-start"))
+    Reader.load(source / "judge").save(place.built("judge-start"))
 
 
 def train_unet(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:

@@ -23,7 +23,7 @@ TEACHER = LoopConfig(
     schedule="cosine",
     final_fraction=0.01,
     clip=5.0,
-    precision="bf16",
+    precision="auto",
     seed=3,
     preview_every=500,
 )
@@ -35,7 +35,7 @@ JUDGE = LoopConfig(
     schedule="cosine",
     final_fraction=0.01,
     clip=5.0,
-    precision="bf16",
+    precision="auto",
     seed=4,
     preview_every=750,
 )
@@ -47,11 +47,24 @@ JUDGE_MORE = LoopConfig(
     schedule="cosine",
     final_fraction=0.01,
     clip=5.0,
-    precision="bf16",
+    precision="auto",
     seed=8,
     preview_every=550,
 )
 """A second round, from the end of the first, on gentler pictures."""
+JUDGE_AGAIN = LoopConfig(
+    steps=5000,
+    lr=2e-3,
+    weight_decay=0.02,
+    warmup=100,
+    schedule="cosine",
+    final_fraction=0.01,
+    clip=5.0,
+    precision="auto",
+    seed=9,
+    preview_every=500,
+)
+"""From an adopted judge."""
 WEIGHT = {
     "class": 2.0,
     "pose": 2.0,

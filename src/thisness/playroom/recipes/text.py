@@ -32,7 +32,7 @@ TEXT = LoopConfig(
     schedule="cosine",
     final_fraction=0.01,
     clip=1.0,
-    precision="bf16",
+    precision="auto",
     seed=5,
     preview_every=400,
 )

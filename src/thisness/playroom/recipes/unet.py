@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...training.loop import LoopConfig, Task
+from ...training.precision import fastest
 from ..captions import ALWAYS, ATTRIBUTES, caption
 from ..data import PlayroomData
 from ..models import LATENT_CHANNELS, LATENT_SIZE, make_scheduler, make_unet
@@ -36,7 +37,7 @@ UNET = LoopConfig(
     final_fraction=0.02,
     clip=1.0,
     ema=0.999,
-    precision="bf16",
+    precision="auto",
     seed=6,
     preview_every=1000,
 )
@@ -177,7 +178,7 @@ def sample_latents(
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
     out = []
-    with torch.autocast(device.type, torch.bfloat16):
+    with fastest(device):
         for start in range(0, len(sentences), 32):
             part = sentences[start : start + 32]
             ids = tokenize(tokenizer, [""] * len(part) + part).to(device)

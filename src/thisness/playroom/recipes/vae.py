@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...training.loop import LoopConfig, Task
+from ...training.precision import fastest
 from ..data import PlayroomData
 from ..models import SIZE, make_vae
 from .common import draw, picture_grid
@@ -32,7 +33,7 @@ JOINT = LoopConfig(
     tail=0.4,
     final_fraction=0.25,
     clip=1.0,
-    precision="bf16",
+    precision="auto",
     seed=1,
     preview_every=1000,
 )
@@ -45,7 +46,7 @@ DECODER = LoopConfig(
     schedule="cosine",
     final_fraction=0.01,
     clip=1.0,
-    precision="bf16",
+    precision="auto",
     seed=2,
     ema=0.995,
     preview_every=1000,
@@ -84,7 +85,7 @@ def encode(vae: AutoencoderKL, images: Tensor, batch_size: int = 32) -> tuple[Te
     """Mean and standard deviation of the posterior. images: (N, 3, H, W) in [-1, 1] -> two of (N, C, h, w),
     unscaled."""
     means, stds = [], []
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with fastest(images.device):
         for part in images.split(batch_size):
             posterior = vae.encode(part).latent_dist
             means.append(posterior.mean.float())
@@ -95,7 +96,7 @@ def encode(vae: AutoencoderKL, images: Tensor, batch_size: int = 32) -> tuple[Te
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor, batch_size: int = 16) -> Tensor:
     """latents (N, C, h, w), unscaled -> images (N, 3, H, W), about [-1, 1]."""
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    with fastest(latents.device):
         return torch.cat([vae.decode(part).sample.float() for part in latents.split(batch_size)])
 
 

@@ -1,0 +1,1 @@
+"""Why a method does what it does: pose bias, attention maps."""

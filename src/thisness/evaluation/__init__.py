@@ -1,0 +1,1 @@
+"""Measuring: metrics, judges, benchmarks, the runner that cannot lose work, and the report."""
