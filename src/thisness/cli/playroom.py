@@ -67,7 +67,8 @@ def train(
     what: Annotated[
         str,
         typer.Argument(
-            help="all, reader, teacher, judge, vae, text, unet, vae-decoder; or data, latents, features, assemble."
+            help="all, reader, teacher, judge, vae, text, clip, identity, unet, vae-decoder; or data, latents, "
+            "features, assemble."
         ),
     ] = "all",
     folder: Annotated[Path, typer.Option(help="Where checkpoints, data and logs lie.")] = Path(".train"),
@@ -98,7 +99,11 @@ def check(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Fresh renders, and prompts.")] = 256,
     only: Annotated[
-        str | None, typer.Option(help="One part: vae, judge on renders, judge on reconstructions, base at guidance 3.")
+        str | None,
+        typer.Option(
+            help="One part: vae, judge on renders, judge on reconstructions, base at guidance 3, "
+            "clip, zero-shot, identity."
+        ),
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write the first 48 drawn pictures here.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON here.")] = None,

@@ -43,6 +43,8 @@ FLOORS: dict[str, dict[str, float]] = {
         "object": 70,
         "accessory": 60,
     },
+    "clip, zero-shot": {"class": 90, "pose": 80, "background": 97},
+    "identity": {"same toy among 20 of its class": 70},
 }
 SHOWN = (
     "class",
@@ -98,6 +100,41 @@ def reading(judge: Reader, images: Tensor, scenes: list[Scene]) -> dict[str, tup
     return out
 
 
+@torch.no_grad()
+def _ruler(weights: Path, count: int, only: str | None, progress: Callable[[str], None]) -> list[Measured]:
+    """The encoders of the metrics, where they are there: by attribute, and by identity."""
+    from transformers import ViTModel
+
+    from .models import load_clip
+    from .recipes.clip import value_vectors, zero_shot
+    from .recipes.identity import line_up_scenes, recognised
+
+    lines: list[Measured] = []
+    if only != "identity" and (weights / "clip" / "config.json").exists():
+        progress("zero-shot reading by playroom-clip")
+        clip, tokenizer = load_clip(weights)
+        scenes = [random_scene(FRESH + 4 * i, "held-out", companion=0, styled=0) for i in range(count)]
+        images = floating(render(scenes).images)
+        embeds = torch.cat([clip.get_image_features(pixel_values=x).pooler_output for x in images.split(64)])
+        cosines = zero_shot(embeds, value_vectors(clip.text_model, tokenizer), clip.text_projection)
+        truth, values = unambiguous(torch.from_numpy(label_table(scenes)).long()), {}
+        for name, said in cosines.items():
+            wanted = truth[:, list(ATTRIBUTES).index(name)]
+            has = (wanted != UNKNOWN) & (wanted < said.shape[1])
+            if name != "style":  # all are photos
+                right = 100 * float((said.argmax(1)[has] == wanted[has]).float().mean())
+                values[name] = (right, int(has.sum()))
+        lines += _lines("clip, zero-shot", values)
+    if only != "clip, zero-shot" and (weights / "identity" / "config.json").exists():
+        progress("toys recognised by playroom-identity")
+        encoder = ViTModel.from_pretrained(weights / "identity", add_pooling_layer=False).eval()
+        images = floating(render(line_up_scenes(FRESH)).images)
+        states = torch.cat([encoder(pixel_values=x).last_hidden_state[:, 0] for x in images.split(64)])
+        values = {"same toy among 20 of its class": (100 * recognised(states), len(states))}
+        lines += _lines("identity", values)
+    return lines
+
+
 def floating(images: Tensor) -> Tensor:
     return images.float().div(127.5).sub(1)
 
@@ -131,6 +168,8 @@ def check(
 
     judge = Reader.load(weights / "judge")
     lines: list[Measured] = []
+    if only in (None, "clip, zero-shot", "identity"):
+        lines += _ruler(weights, count, only, progress)
     scenes = [random_scene(FRESH + 4 * i, "held-out", companion=0, accessory=0.5, prop=0.5) for i in range(count)]
     plain = [
         random_scene(FRESH + 4 * i, "held-out", companion=0, styled=0, accessory=0.5, prop=0.5) for i in range(count)

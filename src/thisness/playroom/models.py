@@ -14,7 +14,7 @@ from .captions import ATTRIBUTES
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection, ViTModel
 
 SIZE = 128
 LATENT_CHANNELS = 8
@@ -93,6 +93,88 @@ def make_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+    )
+
+
+def make_clip_vision() -> CLIPVisionModelWithProjection:
+    """Six layers, width 160, 64 patches of 16 px."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=160,
+            intermediate_size=480,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=SIZE,
+            patch_size=16,
+            projection_dim=TEXT_WIDTH,
+            attn_implementation="eager",  # the fused kernel's backward is slow on a CPU
+        )
+    )
+
+
+def save_clip(folder: Path, vision: CLIPVisionModelWithProjection, words: nn.Module) -> None:
+    """A folder that `CLIPVisionModelWithProjection.from_pretrained` reads, with the text side's projection beside it.
+
+    Args:
+        words: with `projection` (192 to 192, no bias) and the parameter `logit_scale`.
+    """
+    from ..files import save_tensors
+    from .recipes.ruler import write_preprocessor
+
+    vision.save_pretrained(folder)
+    tensors = {"text_projection.weight": words.get_parameter("projection.weight").detach()}
+    tensors["logit_scale"] = words.get_parameter("logit_scale").detach()
+    save_tensors(folder / "text_projection.safetensors", tensors)
+    write_preprocessor(folder, "CLIPImageProcessor")
+
+
+def load_clip(weights: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+    """`playroom-clip` whole: the shipped vision tower and projections, with the text encoder of `playroom-sd`, which
+    is shipped once.
+
+    Args:
+        weights: folder that holds `clip` and `playroom-sd`.
+    """
+    from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+    from ..files import load_tensors
+
+    vision = CLIPVisionModelWithProjection.from_pretrained(weights / "clip")
+    text = CLIPTextModel.from_pretrained(weights / "playroom-sd" / "text_encoder")
+    config = CLIPConfig(
+        text_config=text.config.to_dict(),
+        vision_config=vision.config.to_dict(),
+        projection_dim=vision.config.projection_dim,
+    )
+    clip = CLIPModel(config)
+    extra = load_tensors(
+        weights / "clip" / "text_projection.safetensors",
+        expect={"text_projection.weight": tuple(clip.text_projection.weight.shape), "logit_scale": ()},
+    )
+    state = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in text.state_dict().items()}
+    state |= dict(vision.state_dict())
+    state |= {name: value.float() for name, value in extra.items()}
+    clip.load_state_dict(state)
+    return clip.eval(), CLIPTokenizer.from_pretrained(weights / "playroom-sd" / "tokenizer")
+
+
+def make_identity_encoder() -> ViTModel:
+    """Six layers, width 128, 64 patches of 16 px: DINO v1's architecture."""
+    from transformers import ViTConfig, ViTModel
+
+    return ViTModel(
+        ViTConfig(
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=SIZE,
+            patch_size=16,
+            attn_implementation="eager",
+        ),
+        add_pooling_layer=False,
     )
 
 

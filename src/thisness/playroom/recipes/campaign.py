@@ -1,6 +1,6 @@
 """Every embedded model in dependency order; each step is skipped when done, resumed when begun.
 
-data ─► teacher ─► features ─┐
+data ─► teacher ─► features ─┬─► clip, identity ─► the ruler
   │                          ├─► unet ─┐
   ├──► vae ─► latents ───────┘         ├─► playroom-sd (fp16, a plain diffusers folder)
   │       └──► vae-decoder ────────────┤
@@ -21,12 +21,25 @@ import torch
 from ...errors import UserError, nearest
 from ...files import write_json
 from ...training.loop import LoopConfig, Task, train
-from ..models import Reader, make_scheduler
+from ..models import Reader, make_scheduler, save_clip
 from .cache import SHAPES as SHAPES
 from .cache import encoded
 from .common import WEIGHTS, Workplace
 
-ORDER = ("data", "teacher", "vae", "text", "latents", "features", "judge", "unet", "vae-decoder", "assemble")
+ORDER = (
+    "data",
+    "teacher",
+    "vae",
+    "text",
+    "latents",
+    "features",
+    "judge",
+    "clip",
+    "identity",
+    "unet",
+    "vae-decoder",
+    "assemble",
+)
 
 
 class Parts:
@@ -156,6 +169,30 @@ def train_unet(place: Workplace, steps: int | None = None, stop_after: float | N
     return done
 
 
+def train_clip(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from .clip import CLIP, ClipTask
+
+    features = encoded("features", place, place.built("teacher"))
+    task = ClipTask(Parts(place), place.train_data(), place.held_out_data(), features)
+    done = _run(task, CLIP, place, steps, stop_after)
+    if done:
+        save_clip(place.built("clip"), task.vision.cpu().eval(), task.words.cpu())
+    return done
+
+
+def train_identity(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from .identity import IDENTITY, IdentityTask
+    from .ruler import write_preprocessor
+
+    features = encoded("features", place, place.built("teacher"))
+    task = IdentityTask(place.train_data(), place.held_out_data(), features)
+    done = _run(task, IDENTITY, place, steps, stop_after)
+    if done:
+        task.encoder.cpu().eval().save_pretrained(place.built("identity"))
+        write_preprocessor(place.built("identity"), "ViTImageProcessor")
+    return done
+
+
 def snapshot(place: Workplace) -> Path:
     """The averaged UNet of the newest checkpoint of a training that still runs, as a diffusers folder.
 
@@ -204,6 +241,24 @@ def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None)
     write_json(folder / "text_encoder" / "config.json", config)
     if (place.built("judge") / "config.json").exists():
         Reader.load(place.built("judge")).save(target / "judge")
+    for name in ("clip", "identity"):
+        if (place.built(name) / "config.json").exists():
+            _ship_encoder(place.built(name), target / name)
+
+
+def _ship_encoder(source: Path, target: Path) -> None:
+    """The same folder with its weights in half precision; its config says that they are computed in single."""
+    import shutil
+
+    from ...files import load_tensors, save_tensors
+
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.suffix == ".safetensors":
+            tensors = {name: value.half().contiguous() for name, value in load_tensors(file).items()}
+            save_tensors(target / file.name, tensors, {"format": "pt"})
+        else:
+            shutil.copyfile(file, target / file.name)
 
 
 STEPS: dict[str, Callable[..., bool]] = {
@@ -212,6 +267,8 @@ STEPS: dict[str, Callable[..., bool]] = {
     "vae": train_vae,
     "vae-decoder": train_decoder,
     "text": train_text,
+    "clip": train_clip,
+    "identity": train_identity,
     "unet": train_unet,
 }
 
@@ -249,6 +306,8 @@ def run(
         needs = {
             "latents": ["vae"],
             "features": ["teacher"],
+            "clip": ["text", "teacher"],
+            "identity": ["teacher"],
             "unet": ["vae", "text", "teacher"],
             "vae-decoder": ["vae"],
         }
