@@ -145,6 +145,7 @@ class Item:
         truths: as the subject's.
         baseline: what the plain base made of the same sentence and seed, for drift; None where it was not made.
         source: for editing: the source picture; its mask is what was replaced.
+        category: the subject's, in the benchmark's words ("style": judges ask other questions about styles).
     """
 
     id: str
@@ -163,6 +164,7 @@ class Item:
     truths: tuple[Mapping[str, str], ...] = ()
     baseline: Picture | None = None
     source: Picture | None = None
+    category: str = ""
 
 
 @dataclass(frozen=True)
