@@ -161,10 +161,51 @@ def test_unet_task_learns_and_its_heads_see_the_taps(data: PlayroomData, tokeniz
         optimizer.zero_grad()
         out["loss"].backward()
         optimizer.step()
-        losses.append(float(out["loss"]))
+        losses.append(float(out["loss"].detach()))
     assert losses[-1] < 0.97 * losses[0]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.guides.parameters())
     assert all(p.grad is None for p in parts.text_encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", ["clip", "identity"])
+def test_the_rulers_tasks_learn_and_every_loss_reaches_its_part(data: PlayroomData, tokenizer, kind: str) -> None:
+    """On one batch the loss falls; every part gets a gradient, those thrown away too; the text encoder none."""
+    from thisness.playroom.models import make_text_encoder
+    from thisness.playroom.recipes.clip import ClipTask
+    from thisness.playroom.recipes.identity import IdentityTask
+
+    torch.manual_seed(0)
+    parts = SimpleNamespace(text_encoder=make_text_encoder(tokenizer), tokenizer=tokenizer)
+    features = np.random.default_rng(0).standard_normal((16, 96, 8, 8))
+    task = (
+        ClipTask(parts, data, data, features, batch_size=4)
+        if kind == "clip"
+        else IdentityTask(data, data, features, batch_size=4)
+    )
+    task.on_start(torch.device("cpu"))
+    optimizer = torch.optim.AdamW([p for m in task.modules().values() for p in m.parameters()], 1e-3)
+    losses = []
+    for step in range(6):
+        out = task.loss(step, torch.Generator().manual_seed(3))
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        losses.append(float(out["loss"].detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    untouched = {n for m in task.modules().values() for n, p in m.named_parameters() if p.grad is None}
+    # of the final norm over all tokens and of the pooler only what the class token needs is used
+    assert not {n for n in untouched if "layernorm" not in n}, untouched
+    assert all(p.grad is None for p in parts.text_encoder.parameters())
+
+
+def test_an_identity_batch_holds_two_scenes_of_each_toy_and_few_classes(data: PlayroomData) -> None:
+    from thisness.playroom.recipes.identity import CLASSES_IN_BATCH, IdentityTask
+
+    task = IdentityTask(data, data, np.zeros((16, 96, 8, 8)), batch_size=4)
+    rows, toys = task._rows(torch.Generator().manual_seed(0))
+    assert (rows // 4 == toys.numpy()).all() and len(set(rows)) == len(rows)
+    assert (torch.bincount(toys)[toys] == 2).all()
+    assert len({int(data.labels[row, 0]) for row in rows}) <= CLASSES_IN_BATCH
 
 
 def test_campaign_says_what_must_come_first_and_what_there_is(tmp_path: Path) -> None:
