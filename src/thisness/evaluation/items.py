@@ -116,6 +116,7 @@ class Benchmark:
         name: "playroom-small", "dreambench".
         seeds: of every case.
         preset: name of the metrics' preset that its source measures with.
+        notes: what a reader of its numbers should know: the protocol, and where this copy differs from it.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Benchmark:
     cases: tuple[Case, ...]
     seeds: tuple[int, ...]
     preset: str = "thisness"
+    notes: tuple[str, ...] = ()
 
     def subject(self, name: str) -> BenchSubject:
         return next(each for each in self.subjects if each.name == name)
