@@ -1,0 +1,100 @@
+"""The Playroom as a benchmark: held-out toys that no model ever saw, rendered with their masks and the truth about
+every reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...errors import ArtefactError
+from ...files import directory, read_json, safe_name, verify_directory
+from ...playroom.captions import ATTRIBUTES, UNKNOWN, labels
+from ...playroom.subjects import held_out_identity, reference_scenes, subject_name, write_subject
+from ...playroom.world import CREATURES, WORLD, Scene
+from ..items import BenchSubject, Case
+from .layout import Contents
+from .playroom_prompts import DRIFT, FAMILIES, asks
+from .sentences import context_of
+
+REFERENCES, SIDE = 4, 128
+
+
+@dataclass(frozen=True)
+class Size:
+    """Which toys, and how many sentences of each family for each; None for all."""
+
+    toys: tuple[int, ...]
+    sentences: Mapping[str, int | None]
+
+
+SIZES = {
+    "smoke": Size((0, 7), dict.fromkeys(FAMILIES, 1)),  # a dog and a teapot
+    "small": Size(
+        tuple(range(10)),
+        {"pose": 2, "background": 2, "accessory": 2, "object": 2, "style": 1, "two-part": 2, "two-toy": 1, "drift": 2},
+    ),
+    "full": Size(tuple(range(30)), dict.fromkeys(FAMILIES)),
+}
+
+
+def read(folder: Path | None, size: str) -> Contents:
+    """Toys and cases of a size; references are rendered where they are not there yet.
+
+    Args:
+        folder: where they are kept; a cache by default.
+        size: "smoke", "small" or "full".
+
+    Raises:
+        ArtefactError: `folder` holds something else.
+    """
+    wanted = SIZES[size]
+    subjects = tuple(toy(index, folder) for index in wanted.toys)
+    cases: list[Case] = []
+    for index, subject in zip(wanted.toys, subjects, strict=True):
+        for family, said in asks(index).items():
+            for ask in said[: wanted.sentences[family]]:
+                name = f"{subject.name}-{family}-{safe_name(ask.words)}"
+                place = (("subject", subject.name),)
+                cases.append(Case(name, place, ask.text, family, context_of(ask.text), ask.expected))
+    for ask in DRIFT[: wanted.sentences["drift"]]:
+        cases.append(Case(f"drift-{ask.words}", (), ask.text, "drift", context_of(ask.text), ask.expected))
+    return Contents(subjects, tuple(cases))
+
+
+def toy(index: int, folder: Path | None = None) -> BenchSubject:
+    """Held-out toy number `index`, with its references on disk and verified."""
+    name, who, scenes = subject_name(index), held_out_identity(index), reference_scenes(index, REFERENCES)
+    home = _rendered(index, folder)
+    return BenchSubject(
+        name,
+        who.noun,
+        tuple(home / f"{number:02d}.png" for number in range(REFERENCES)),
+        tuple(home / f"{number:02d}_mask.png" for number in range(REFERENCES)),
+        live=who.noun in CREATURES,
+        category="creature" if who.noun in CREATURES else "thing",
+        truths=tuple(map(truth, scenes)),
+    )
+
+
+def truth(scene: Scene) -> dict[str, str]:
+    """What a scene shows, by attribute; without those that it does not have."""
+    return {name: ATTRIBUTES[name][value] for name, value in labels(scene).items() if value != UNKNOWN}
+
+
+def _rendered(index: int, folder: Path | None) -> Path:
+    """The folder of a toy's references: whole, of this world, and as it was written; rendered again otherwise."""
+    from ...training.prior import cache_root
+
+    root = folder or cache_root() / "playroom"
+    home = root / f"world-{WORLD}-{REFERENCES}x{SIDE}" / subject_name(index)
+    scenes = json.loads(json.dumps([asdict(scene) for scene in reference_scenes(index, REFERENCES)]))
+    with suppress(ArtefactError):
+        verify_directory(home)
+        if read_json(home / "truth.json")["scenes"] == scenes:
+            return home
+    with directory(home, overwrite=folder is None) as building:  # only the cache is ours to overwrite
+        write_subject(building, index, count=REFERENCES, size=SIDE)
+    return home
