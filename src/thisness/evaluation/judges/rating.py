@@ -148,15 +148,23 @@ class RatingJudge:
         wanted = {each.key: each for column in columns for item in items for each in self.asked(column, item)}
         return [each for key, each in wanted.items() if self.answers.get(key) is None and key not in self.failed]
 
-    def announce(self, items: Sequence[Item]) -> int:
+    def announce(self, items: Sequence[Item] | int) -> int:
         """Say how many requests rating these items in all columns takes at least, and check that against the limit.
+
+        Args:
+            items: or how many there will be.
 
         Raises:
             ConfigurationError: over the limit; nothing has been asked.
         """
         names = [column.column for column in self.columns]
-        count, limit, name = len(self.missing(names, items)), self.rater.limit, self.rater.name
-        wanted = len({each.key for column in names for item in items for each in self.asked(column, item)})
+        if isinstance(items, int):
+            each = sum(self.settings.references if name == "cp" else 1 for name in names) * self.settings.passes
+            count = wanted = items * each
+        else:
+            count = len(self.missing(names, items))
+            wanted = len({asked.key for name in names for item in items for asked in self.asked(name, item)})
+        limit, name = self.rater.limit, self.rater.name
         if limit is not None and self.rater.made + count > limit:
             before = f" after {self.rater.made} made before" if self.rater.made else ""
             raise ConfigurationError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import ConfigurationError, nearest, raise_all
 from ...recipe import Spec, build_settings, parse_spec
+from ..items import Item
 from .answers import Answers
 from .column import Column
 from .rating import RatingColumn, tell
@@ -95,12 +96,13 @@ def make_judges(texts: Iterable[str | Spec], **options: Any) -> list[Column]:
     return columns
 
 
-def announce(columns: Sequence[Any], items: Sequence[Any]) -> int:
-    """Say how many requests rating all these items takes, before anything is made of it.
+def announce(columns: Sequence[Any], items: Sequence[Item] | int) -> int:
+    """Say how many requests rating all these items takes, before the first is made.
 
     Args:
         columns: of judges and metrics; those that make no requests are passed over.
-        items: all of a run.
+        items: all of a run, or how many there will be: then each is taken to have all the references that are asked
+            about, and nothing to be answered yet.
 
     Returns:
         The number of requests, without retries.
