@@ -14,7 +14,7 @@ from .reading import (
 )
 from .shaping import fit_square
 from .sheets import Tile, grid, sheet
-from .writing import RECORD_KEY, read_record, save_png
+from .writing import RECORD_KEY, png_bytes, read_record, save_png
 
 __all__ = [
     "FORMATS",
@@ -31,6 +31,7 @@ __all__ = [
     "load_mask",
     "load_with_alpha",
     "plain_copy",
+    "png_bytes",
     "read_record",
     "save_png",
     "sheet",

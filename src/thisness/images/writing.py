@@ -32,16 +32,21 @@ def save_png(image: Image.Image, path: str | Path, record: dict[str, Any] | None
     """
     if Path(path).suffix.lower() != ".png":
         raise ImageError(f"{path}: pictures are written as PNG: name a file that ends in .png")
+    write_bytes(path, png_bytes(image, record, name=str(path)))
+
+
+def png_bytes(image: Image.Image, record: dict[str, Any] | None = None, name: str = "a picture") -> bytes:
+    """What `save_png` writes. Raises ThisnessError where the record has over half a MiB."""
     info = PngImagePlugin.PngInfo()
     if record is not None:
         text = json.dumps(record, ensure_ascii=True, allow_nan=False)
         if len(text) > MAX_RECORD_BYTES:
-            raise ThisnessError(f"the record of {path} has {len(text)} bytes: a PNG takes {MAX_RECORD_BYTES}")
+            raise ThisnessError(f"the record of {name} has {len(text)} bytes: a PNG takes {MAX_RECORD_BYTES}")
         info.add_text(RECORD_KEY, text)
     pixels = plain_copy(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB"))
     buffer = io.BytesIO()
     pixels.save(buffer, format="PNG", pnginfo=info)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_record(path: str | Path) -> dict[str, Any] | None:
