@@ -15,29 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from evaluation.judged_items import items
 from PIL import Image
 
 from thisness.errors import ConfigurationError, UserError
-from thisness.evaluation.items import Item, Picture
 from thisness.evaluation.judges import announce, endpoint, make_judge
 
 KEY = "sk-very-secret-0123"
-
-
-def picture(shade: int) -> Picture:
-    image = Image.new("RGB", (40, 20), (shade, 255 - shade, 90))
-    image.info["comment"] = b"private"
-    return Picture(image)
-
-
-def items(count: int) -> list[Item]:
-    return [
-        Item(
-            id=f"item-{n}", recipe="r", subject="rex", case=f"c{n}", seed=0, picture=picture(n), noun="dog",
-            references=(picture(200), picture(201)), sentence=f"sentence number {n}",
-        )
-        for n in range(count)
-    ]  # fmt: skip
 
 
 def chat(text, status=200, **headers):
@@ -353,19 +337,6 @@ def test_the_budget_is_checked_before_the_first_call_and_never_passed(server, ju
     assert len(server.bodies) == 17
 
 
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import importlib.util
-spec = importlib.util.spec_from_file_location("here", sys.argv[2])
-here = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(here)
-columns = here.make_judge("openai:passes=2,concurrency=2", answers=sys.argv[3], say=lambda line: None)
-print([column.score(here.items(6)) for column in columns], flush=True)
-"""
-
-
 def test_killed_and_resumed_is_as_never_killed(server, judge, tmp_path):
     whole = [column.score(items(6)) for column in judge("passes=2")]
     asked = len(server.bodies)
@@ -379,7 +350,7 @@ def test_killed_and_resumed_is_as_never_killed(server, judge, tmp_path):
         return chat(f"Score: {fair(body)}")
 
     server.plan = slow
-    words = [sys.executable, "-c", CHILD, source, __file__, str(file)]
+    words = [sys.executable, str(Path(__file__).with_name("judged_items.py")), str(file)]
     environment = {**os.environ, "PYTHONPATH": source}
     child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE)
     while len(server.bodies) < 9 and child.poll() is None:
