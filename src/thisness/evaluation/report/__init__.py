@@ -10,6 +10,7 @@ from ...images import save_png
 from . import data, html, markdown
 from .content import Report, RunLike, gather
 from .figures import Mark, dots, scatter
+from .kinds import direction
 from .thumbnails import Thumbnails
 
 __all__ = ["Report", "RunLike", "gather", "write_report"]
@@ -46,7 +47,9 @@ def write_report(
         raise UserError(f"--out {out}: is a file: name a folder")
     report = gather(run, x, y)
     marks = [Mark(e.recipe, e.values[report.x], e.values[report.y], e.front, e.failed) for e in report.recipes]
-    headline = scatter(marks, f"prompt following: {report.x}", f"identity: {report.y}")
+    lower = [metric for metric, _ in report.sides if direction(report.identities.get(metric, {})) < 0]
+    labels = [metric + " (lower is better)" * (metric in lower) for metric in (report.x, report.y)]
+    headline = scatter(marks, f"prompt following: {labels[0]}", f"identity: {labels[1]}", stairs=not lower)
     families = None
     if len(report.families) > 1:
         values = [[[pair[side] for pair in found] for _, found in report.families] for _, side in report.sides]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ...errors import ConfigurationError, UserError, nearest
 from ..items import Scored
 from ..statistics import Estimate, Paired, by_key, by_recipe, estimate, front, holm, paired, subject_of, value_of
-from .kinds import axis
+from .kinds import axis, direction
 
 LEVEL = 0.05
 SHOWN = 3  # best and worst examples of each recipe
@@ -74,7 +74,7 @@ class RecipeSummary:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two recipes on one metric; `corrected` is p after Holm over the whole table."""
+    """Two recipes on one metric; `corrected` is p after Holm over all pairs of this metric."""
 
     first: str
     second: str
@@ -164,7 +164,10 @@ def gather(run: RunLike, x: str | None = None, y: str | None = None) -> Report:
     for found in grouped.values():
         by_key(found)  # one row for each subject, case, seed
     values = {name: {metric: estimate(found, metric) for metric in metrics} for name, found in grouped.items()}
-    on_front = front({name: (found[across].mean, found[up].mean) for name, found in values.items()})
+    turn = {metric: direction(run.identities.get(metric, {})) for metric in metrics}
+    on_front = front(
+        {name: (_turned(found[across], turn[across]), _turned(found[up], turn[up])) for name, found in values.items()}
+    )
     summaries = tuple(
         RecipeSummary(
             name,
@@ -192,7 +195,7 @@ def gather(run: RunLike, x: str | None = None, y: str | None = None) -> Report:
         recipes=summaries,
         families=_families(rows, grouped, across, up),
         pairs=_pairs(grouped, across, up),
-        examples=tuple(_examples(name, found, across, up) for name, found in grouped.items()),
+        examples=tuple(_examples(name, found, {across: turn[across], up: turn[up]}) for name, found in grouped.items()),
         gallery=_gallery(grouped),
         failures=tuple(row for row in rows if row.failure),
         notes=tuple(_run_notes(run) + _notes(summaries, subjects, across, up)),
@@ -217,6 +220,11 @@ def _over(function: Callable[[list[float]], float], values: Iterable[float]) -> 
     return function(found) if found else None
 
 
+def _turned(found: Estimate, turn: int) -> float | None:
+    """A mean of which higher is better."""
+    return None if found.mean is None else turn * found.mean
+
+
 def _families(
     rows: Sequence[Scored], grouped: Mapping[str, Sequence[Scored]], x: str, y: str
 ) -> tuple[tuple[str, tuple[tuple[Estimate, Estimate], ...]], ...]:
@@ -229,25 +237,24 @@ def _families(
 
 
 def _pairs(grouped: Mapping[str, Sequence[Scored]], x: str, y: str) -> tuple[Pair, ...]:
-    """Every two recipes on both axes; one correction over all of it."""
-    asked = [
-        (first, second, metric)
-        for metric in dict.fromkeys((y, x))
-        for first, second in itertools.combinations(grouped, 2)
-    ]
-    results = [paired(grouped[first], grouped[second], metric) for first, second, metric in asked]
-    corrected = holm([result.p for result in results])
-    return tuple(Pair(*names, result, p) for names, result, p in zip(asked, results, corrected, strict=True))
+    """Every two recipes on both axes; a correction over all pairs of one metric."""
+    pairs: list[Pair] = []
+    for metric in dict.fromkeys((y, x)):
+        asked = list(itertools.combinations(grouped, 2))
+        results = [paired(grouped[first], grouped[second], metric) for first, second in asked]
+        corrected = holm([result.p for result in results])
+        pairs += [Pair(*names, metric, each, p) for names, each, p in zip(asked, results, corrected, strict=True)]
+    return tuple(pairs)
 
 
-def _examples(recipe: str, rows: Sequence[Scored], x: str, y: str) -> Examples:
-    """Ordered by the mean of a picture's ranks in the two metrics, within its recipe; at most one of each case."""
-    full = [row for row in rows if row.image and value_of(row, x) is not None and value_of(row, y) is not None]
-    ranks: dict[str, float] = dict.fromkeys((row.id for row in full), 0.0)
-    for metric in (x, y):
-        ordered = sorted(full, key=lambda row: (value_of(row, metric) or 0.0, row.id))  # noqa: B023 (used at once)
-        for place, row in enumerate(ordered):
-            ranks[row.id] += place
+def _examples(recipe: str, rows: Sequence[Scored], turns: Mapping[str, int]) -> Examples:
+    """Ordered by the sum of a picture's ranks in the two metrics, within its recipe; at most one of each case."""
+    full = [row for row in rows if row.image and all(value_of(row, metric) is not None for metric in turns)]
+    ranks: dict[str, int] = dict.fromkeys((row.id for row in full), 0)
+    for metric, turn in turns.items():
+        values = {row.id: turn * (value_of(row, metric) or 0.0) for row in full}
+        for place, name in enumerate(sorted(values, key=lambda name: (values[name], name))):
+            ranks[name] += place
     ordered = sorted(full, key=lambda row: (-ranks[row.id], row.id))
     best = _varied(ordered, SHOWN)
     return Examples(recipe, best, _varied([row for row in reversed(ordered) if row not in best], SHOWN))
@@ -280,6 +287,11 @@ def _gallery(grouped: Mapping[str, Sequence[Scored]]) -> tuple[tuple[Scored | No
     return tuple(tuple(table.get(key) for table in tables) for key in chosen[:limit])
 
 
+def _needed(tests: int) -> int:
+    """The fewest subjects with which one of so many differences can be significant."""
+    return next(count for count in itertools.count(2) if 2 / 2**count * tests <= LEVEL)
+
+
 def _run_notes(run: RunLike) -> list[str]:
     notes = []
     if (absent := run.planned - len(run.scored)) > 0:
@@ -299,10 +311,11 @@ def _notes(recipes: Sequence[RecipeSummary], subjects: int, x: str, y: str) -> l
             "One subject only: how results differ between subjects cannot be told, so there are no intervals, and no "
             "difference can be significant."
         )
-    elif subjects < 6:
+    elif (least := 2 / 2**subjects * (tests := len(recipes) * (len(recipes) - 1) // 2)) > LEVEL:
         notes.append(
-            f"{subjects} subjects only: the smallest p-value that a test over them can give is {2 / 2**subjects:.3g} "
-            "before correction, and intervals are too narrow. Read the differences, not the verdicts."
+            f"{subjects} subjects and {tests} comparison{'s' * (tests != 1)} in each metric: no difference can be "
+            f"significant, as the smallest possible corrected p is {min(least, 1.0):.2g}. Read the differences and how "
+            f"often they are won, or measure more subjects (at least {_needed(tests)})."
         )
     for each in recipes:
         if each.failed:

@@ -28,7 +28,7 @@ def data(report: Report) -> dict[str, Any]:
             "mean": "over subjects of each subject's mean",
             "interval": f"percentile bootstrap over subjects, {RESAMPLES} resamples, {CONFIDENCE}",
             "p": f"two-sided sign flips over subjects, exact up to {EXACT_UP_TO}, above {FLIPS} random ones",
-            "corrected": f"Holm over all pairs; level {LEVEL}",
+            "corrected": f"Holm over all pairs of one metric; level {LEVEL}",
             "failed": "left out of means, counted",
         },
         "subjects": report.subjects,

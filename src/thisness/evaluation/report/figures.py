@@ -30,27 +30,28 @@ def color(number: int) -> str:
     return COLORS[number % len(COLORS)]
 
 
-def scatter(marks: Sequence[Mark], x_label: str, y_label: str, *, path: bool = False) -> Drawing:
+def scatter(marks: Sequence[Mark], x_label: str, y_label: str, *, path: bool = False, stairs: bool = True) -> Drawing:
     """y against x, a numbered dot for each mark, intervals as bars, the front as a dashed staircase.
 
     Args:
         marks: in the order of their numbers; those without a value are in the legend only.
         x_label, y_label: names of the axes.
         path: join the dots in their order: the values of one knob.
+        stairs: draw the front; only where higher is better on both axes.
     """
     shown = [(n, mark) for n, mark in enumerate(marks) if mark.x.mean is not None and mark.y.mean is not None]
     names = [_legend(mark, n) for n, mark in enumerate(marks)]
     legend = max((text_width(name, 13) for name in names), default=0)
     left, top, bottom = 62, 44, 52
     height = top + max(PLOT, 26 * len(marks) + 60) + bottom
-    drawing = Drawing(round(left + PLOT + 40 + 30 + legend + 20), height)
+    drawing = Drawing(round(left + PLOT + 40 + 30 + 1.12 * legend + 20), height)
     box = (left, top, left + PLOT, height - bottom)
     across = _Scale([mark.x for _, mark in shown], box[0], box[2])
     up = _Scale([mark.y for _, mark in shown], box[3], box[1])
     _axes(drawing, box, across, up, x_label, y_label)
     if path:
         drawing.line([(across(m.x.mean), up(m.y.mean)) for _, m in shown], FAINT, 1.5)
-    elif any(mark.front for _, mark in shown):
+    elif stairs and any(mark.front for _, mark in shown):
         drawing.line(_staircase([m for _, m in shown if m.front], across, up, box), FAINT, 1.5, dash=6)
     for n, mark in shown:
         _bars(drawing, mark, across, up, color(n))
@@ -62,7 +63,7 @@ def scatter(marks: Sequence[Mark], x_label: str, y_label: str, *, path: bool = F
         drawing.text(box[2] + 66, y, name)
     if not path:
         y = top + 12 + 26 * len(names) + 8
-        drawing.text(box[2] + 40, y, "filled: on the front (dashed)", 11, color=FAINT)
+        drawing.text(box[2] + 40, y, "filled: on the front" + " (dashed)" * stairs, 11, color=FAINT)
     return drawing
 
 

@@ -15,6 +15,7 @@ from . import words
 from .content import Report
 from .drawing import Drawing
 from .figures import color
+from .kinds import direction
 from .text import escaped, escaped_block, number, p_text
 from .thumbnails import Thumbnails
 
@@ -139,7 +140,10 @@ def _table(report: Report) -> str:
 
 
 def _axis_of(report: Report, metric: str) -> str:
-    return " (up)" if metric == report.y else " (across)" if metric == report.x else ""
+    place = "up" if metric == report.y else "across" if metric == report.x else ""
+    lower = "lower is better" if direction(report.identities.get(metric, {})) < 0 else ""
+    said = ", ".join(part for part in (place, lower) if part)
+    return f" ({said})" if said else ""
 
 
 def _families(report: Report, drawing: Drawing | None) -> str:

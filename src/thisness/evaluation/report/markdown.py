@@ -11,6 +11,7 @@ from ..items import Scored
 from ..statistics import Estimate
 from . import words
 from .content import Report
+from .kinds import direction
 from .text import escaped_markdown, fenced, number, p_text, plain
 from .thumbnails import Thumbnails, missing
 
@@ -123,8 +124,13 @@ def _estimate(found: Estimate) -> str:
     return f"{number(found.mean)} ({number(found.low)} to {number(found.high)})"
 
 
+def _metric(report: Report, name: str) -> str:
+    lower = direction(report.identities.get(name, {})) < 0
+    return escaped_markdown(name) + (" (lower is better)" if lower else "")
+
+
 def _recipes(report: Report) -> str:
-    head = ["", "recipe", "pictures", "failed", "front", *(escaped_markdown(name) for name in report.metrics)]
+    head = ["", "recipe", "pictures", "failed", "front", *(_metric(report, name) for name in report.metrics)]
     rows = [
         [
             str(place + 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..statistics import CONFIDENCE, EXACT_UP_TO, FLIPS, RESAMPLES
 from .content import LEVEL, Report
+from .kinds import direction
 from .text import number
 
 PERCENT = round(CONFIDENCE * 100)
@@ -52,7 +53,7 @@ METHOD = (
     "A mean is over subjects: each subject's pictures are averaged first, so that each counts the same. Intervals are "
     f"percentile bootstrap, {RESAMPLES} resamples of whole subjects with a fixed seed, {PERCENT} %. p is of a "
     f"two-sided sign-flip test over subjects (all patterns up to {EXACT_UP_TO} subjects, above {FLIPS} random ones), "
-    "corrected after Holm over all rows of the table of differences. A failed picture, and a value that a metric could "
+    "corrected after Holm over all pairs of one metric. A failed picture, and a value that a metric could "
     "not give, are left out of means and counted beside them."
 )
 
@@ -82,15 +83,15 @@ def findings(report: Report) -> list[str]:
     for metric, what in ((report.y, "identity"), (report.x, "prompt following")):
         known = [(each.values[metric], each.recipe) for each in report.recipes if each.values[metric].mean is not None]
         if known:
-            best, name = max(known, key=lambda pair: pair[0].mean or 0.0)
+            turn = direction(report.identities.get(metric, {}))
+            best, name = max(known, key=lambda pair: turn * (pair[0].mean or 0.0))
             within = "" if best.low is None else f" ({number(best.low)} to {number(best.high)})"
-            lines.append(f"Highest {what} ({metric}): {name}, {number(best.mean)}{within}.")
+            lines.append(f"Best {what} ({metric}): {name}, {number(best.mean)}{within}.")
     on_front = [each.recipe for each in report.recipes if each.front]
     if on_front and len(report.recipes) > 1:
         beaten = len(report.recipes) - len(on_front)
-        lines.append(
-            f"On the front: {', '.join(on_front)}; {beaten} recipe{'s' * (beaten != 1)} beaten by one of them."
-        )
+        rest = f"; {beaten} other{'s' * (beaten != 1)} beaten by one of these" if beaten else ", that is all of them"
+        lines.append(f"On the front: {', '.join(on_front)}{rest}.")
     won = sum(bool(pair.higher) for pair in report.pairs)
     if report.pairs:
         lines.append(f"{won} of {len(report.pairs)} paired differences are significant after correction.")
