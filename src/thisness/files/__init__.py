@@ -1,6 +1,7 @@
 """Files that are whole or not there at all, and names and weights that are safe to open."""
 
 from .disk import (
+    cache_root,
     make_parent,
     read_json,
     sha256,
@@ -17,6 +18,7 @@ from .tensors import PICKLED, compare_shapes, load_tensors, save_tensors
 __all__ = [
     "MARKER",
     "PICKLED",
+    "cache_root",
     "check_replaceable",
     "checked_name",
     "compare_shapes",

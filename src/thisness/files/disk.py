@@ -18,6 +18,12 @@ from ..errors import ArtefactError, UserError
 MAX_JSON_BYTES = 64 * 2**20
 
 
+def cache_root() -> Path:
+    """Where results that can be made again are kept: THISNESS_CACHE, else ~/.cache/thisness."""
+    given = os.environ.get("THISNESS_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "thisness"
+
+
 def write_with(path: str | Path, write: Callable[[Path], None]) -> None:
     """Write one file atomically: whoever reads `path` sees the old content or the new, never a part.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,17 +19,11 @@ from torch import Tensor
 from ..bases import Base
 from ..conditioning import encode
 from ..errors import ArtefactError
-from ..files import directory, load_tensors, save_tensors, verify_directory, write_json
+from ..files import cache_root, directory, load_tensors, save_tensors, verify_directory, write_json
 from ..sampling import SamplingOptions, sample
 from .progress import Progress
 
 FIRST_SEED = 1_000_000  # away from the seeds that people type, so that no class picture is one of their results
-
-
-def cache_root() -> Path:
-    """Where results that can be made again are kept: THISNESS_CACHE, else ~/.cache/thisness."""
-    given = os.environ.get("THISNESS_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "thisness"
 
 
 def class_latents(

@@ -17,7 +17,7 @@ import hashlib
 from pathlib import Path
 
 from ...errors import ArtefactError, ImageError
-from ...files import read_json
+from ...files import cache_root, read_json
 from ..items import BenchSubject, Case
 from .layout import Contents, Reader, open_folder, unique_name
 
@@ -129,7 +129,6 @@ def _box_mask(picture: Path, box: list[int]) -> Path:
     from PIL import Image
 
     from ...images import load_image, save_png
-    from ...training.prior import cache_root
 
     width, height = load_image(picture).size
     key = hashlib.sha256(f"{width}x{height}:{box}".encode()).hexdigest()[:24]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...errors import ArtefactError
-from ...files import directory, read_json, safe_name, verify_directory
+from ...files import cache_root, directory, read_json, safe_name, verify_directory
 from ...playroom.captions import ATTRIBUTES, UNKNOWN, labels
 from ...playroom.subjects import held_out_identity, reference_scenes, subject_name, write_subject
 from ...playroom.world import CREATURES, WORLD, Scene
@@ -86,8 +86,6 @@ def truth(scene: Scene) -> dict[str, str]:
 
 def _rendered(index: int, folder: Path | None) -> Path:
     """The folder of a toy's references: whole, of this world, and as it was written; rendered again otherwise."""
-    from ...training.prior import cache_root
-
     root = folder or cache_root() / "playroom"
     home = root / f"world-{WORLD}-{REFERENCES}x{SIDE}" / subject_name(index)
     scenes = json.loads(json.dumps([asdict(scene) for scene in reference_scenes(index, REFERENCES)]))

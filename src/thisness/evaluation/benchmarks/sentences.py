@@ -35,7 +35,8 @@ def context_of(text: str) -> str:
         before = _PREPOSITION.sub("", before)
     else:
         before = _LEADING_ARTICLE.sub("", before)
-    return " ".join(part for part in (before, after) if part)
+    comma = "," if before and text[places[0].end() :].startswith(",") else ""
+    return " ".join(part for part in (before + comma, after) if part)
 
 
 def with_place(text: str, noun: str) -> tuple[str, bool]:
@@ -56,7 +57,8 @@ def with_place(text: str, noun: str) -> tuple[str, bool]:
         found = re.search(rf"(?<![\w-]){re.escape(words)}(?![\w-])", text, re.IGNORECASE)
         if found:
             return f"{text[: found.start()]}{{subject}}{text[found.end() :]}", exact
-    return f"{text.rstrip(' .')}, with a {{subject}}", False
+    article = "an" if noun[0].lower() in "aeiou" else "a"
+    return f"{text.rstrip(' .')}, with {article} {{subject}}", False
 
 
 def checked_sentence(text: str, where: str, problems: list[str]) -> str:
