@@ -65,19 +65,29 @@ def locate(name: str, patterns: Sequence[str]) -> tuple[Path, str, Facts | None]
     )
 
 
-def from_cache(hub_id: str, patterns: Sequence[str]) -> Path | None:
+def from_cache(hub_id: str, patterns: Sequence[str], revision: str | None = None) -> Path | None:
     """The folder of a repository that was fetched before, or None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns), local_files_only=True))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
 
 
-def from_hub(hub_id: str, patterns: Sequence[str]) -> Path:
+def from_hub(
+    hub_id: str,
+    patterns: Sequence[str],
+    *,
+    revision: str | None = None,
+    instead: str = "give --base a local folder or playroom-sd",
+) -> Path:
     """Fetch the listed files of a repository, or take the copy that was fetched before when the hub does not answer.
+
+    Args:
+        revision: branch, tag or commit; the main branch where None.
+        instead: what else the user can do without the hub, for the message.
 
     Raises:
         UserError: not fetched before, and the hub cannot be reached within seconds, or has no such public repository.
@@ -87,8 +97,10 @@ def from_hub(hub_id: str, patterns: Sequence[str]) -> Path:
 
     problem = ""
     try:
-        HfApi().model_info(hub_id, timeout=HUB_SECONDS)  # one request without retries: a dead network is known at once
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+        HfApi().model_info(
+            hub_id, revision=revision, timeout=HUB_SECONDS
+        )  # one request without retries: a dead network is known at once
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except (GatedRepoError, RepositoryNotFoundError):
         raise UserError(
             f"the hub has no public model {hub_id}: check its name; for a gated or private one accept its terms on "
@@ -100,9 +112,7 @@ def from_hub(hub_id: str, patterns: Sequence[str]) -> Path:
         problem = f"the hub answers with status {error.response.status_code}"
     except Exception as error:  # of the HTTP library, whichever the hub's client uses
         problem = f"the hub cannot be reached ({type(error).__name__})"
-    cached = from_cache(hub_id, patterns)
+    cached = from_cache(hub_id, patterns, revision)
     if cached is None:
-        raise UserError(
-            f"{hub_id} was not fetched before and {problem}: connect, or give --base a local folder or playroom-sd"
-        )
+        raise UserError(f"{hub_id} was not fetched before and {problem}: connect, or {instead}")
     return cached
