@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import string
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from thisness.bases import Base
 from thisness.prompt import SlotWord
@@ -102,6 +113,22 @@ def unet(width: int = 16, seed: int = 0, **config: Any) -> UNet2DConditionModel:
         if parameter.ndim == 2:
             parameter.data *= 2.0
     return model
+
+
+@cache
+def clip_folder() -> str:
+    """A folder with the image side of a CLIP model: 16x16 pixels in 4 patches, features of 12."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=RESOLUTION,
+        patch_size=8, projection_dim=12,
+    )  # fmt: skip
+    folder = tempfile.mkdtemp(prefix="thisness-tiny-clip-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    size = {"shortest_edge": RESOLUTION}
+    CLIPImageProcessorPil(size=size, crop_size={"height": RESOLUTION, "width": RESOLUTION}).save_pretrained(folder)
+    return folder
 
 
 def scheduler(kind: str = "epsilon") -> DDIMScheduler:

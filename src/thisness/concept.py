@@ -36,14 +36,16 @@ if TYPE_CHECKING:
 MANIFEST = "concept.json"
 FORMAT = "thisness-concept"
 VERSION = 1
-MAX_TOKENS = 64
+MAX_TOKENS = 256
 LIBRARIES = ("thisness", "torch", "diffusers", "transformers", "peft")
 _FILE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.safetensors")
 _TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]{0,79}>")
+_ATTRIBUTE = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _KEYS = (
     *("format", "version", "method", "name", "noun", "word", "tokens"),
     *("base", "subject", "settings", "versions", "files"),
 )
+_OPTIONAL = ("keeps",)
 
 
 class ConceptHandler(Protocol):
@@ -81,7 +83,8 @@ class Concept:
     Args:
         manifest: JSON data: format, version, method, name, noun, word (what takes the placeholder's place), tokens
             (new words of the tokenizer), base (name, family, signature), subject (hash, pictures), settings,
-            versions, files (shape and dtype of each tensor by file).
+            versions, files (shape and dtype of each tensor by file); keeps, where the method learned more of each
+            picture than the subject: by attribute ("pose"), for each picture the words that keep it.
         tensors: by file name, then by tensor name.
 
     Raises:
@@ -107,6 +110,7 @@ class Concept:
         tensors: Mapping[str, Mapping[str, Tensor]],
         tokens: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
+        keeps: Mapping[str, Sequence[str]] | None = None,
     ) -> Concept:
         """A new concept with its manifest.
 
@@ -118,6 +122,7 @@ class Concept:
             tensors: by file ("embeddings.safetensors"), then by name.
             tokens: words that the tokenizer must be given before the prompt is read, in the order of their rows.
             settings: of the method, as JSON data.
+            keeps: by attribute, for each picture the words that keep it in a prompt: "with <rufus-p-0> pose".
         """
         plain = {file: dict(group) for file, group in tensors.items()}
         manifest = {
@@ -134,6 +139,8 @@ class Concept:
             "versions": library_versions(),
             "files": _describe(plain),
         }
+        if keeps:
+            manifest["keeps"] = {attribute: list(phrases) for attribute, phrases in keeps.items()}
         return cls(manifest, plain)
 
     @classmethod
@@ -203,6 +210,11 @@ class Concept:
 
         return import_lora(Path(path), base, noun, name, word)
 
+    def with_tensors(self, tensors: Mapping[str, Mapping[str, Tensor]], **settings: Any) -> Concept:
+        """The same with other tensors (some merged, say), and what was done noted among the settings."""
+        plain = {file: dict(group) for file, group in tensors.items()}
+        return Concept({**self.manifest, "settings": {**self.settings, **settings}, "files": _describe(plain)}, plain)
+
     def save(self, folder: str | Path, extra: Callable[[Path], None] | None = None) -> Path:
         """Write the concept's folder, whole or not at all; an earlier artefact there is replaced.
 
@@ -265,6 +277,11 @@ class Concept:
     def settings(self) -> dict[str, Any]:
         """Of the method."""
         return dict(self.manifest["settings"])
+
+    @property
+    def keeps(self) -> dict[str, tuple[str, ...]]:
+        """By attribute ("pose", "background"), for each picture the words that keep it; {} for most methods."""
+        return {attribute: tuple(phrases) for attribute, phrases in self.manifest.get("keeps", {}).items()}
 
     @property
     def word(self) -> SlotWord:
@@ -338,7 +355,8 @@ def check_manifest(data: Any, where: str) -> None:
     if not isinstance(data.get("version"), int) or not 1 <= data["version"] <= VERSION:
         raise ArtefactError(f"{where} is of version {data.get('version')!r}, this program reads {VERSION}: update it")
     problems = [f"{key} is missing" for key in _KEYS if key not in data]
-    problems += [f"unknown key {str(key)!r}{nearest(str(key), _KEYS)}" for key in data if key not in _KEYS]
+    unknown = [str(key) for key in data if key not in (*_KEYS, *_OPTIONAL)]
+    problems += [f"unknown key {key!r}{nearest(key, _KEYS)}" for key in unknown]
     raise_all(problems, ArtefactError, where)
     kinds = {"base": dict, "subject": dict, "settings": dict, "versions": dict, "files": dict, "tokens": list}
     problems = [
@@ -361,12 +379,25 @@ def check_manifest(data: Any, where: str) -> None:
     problems += [
         f"file {str(file)[:80]!r} is not NAME.safetensors" for file in data["files"] if not _FILE.fullmatch(file)
     ]
+    if not _keeps_fine(data.get("keeps", {}), tokens):
+        problems.append("keeps must have, by attribute, for each picture plain words with one of the tokens")
     if not data["files"]:
         problems.append("it lists no tensors: it would change nothing")
     problems += [
         f"{file}: tensors must have a shape and a dtype" for file, e in data["files"].items() if not _described(e)
     ]
     raise_all(problems, ArtefactError, where)
+
+
+def _keeps_fine(keeps: Any, tokens: Sequence[Any]) -> bool:
+    """The words go into prompts: each must be text without braces that holds a token of the concept."""
+    known = set(map(str, tokens))
+    return isinstance(keeps, dict) and all(
+        _ATTRIBUTE.fullmatch(str(attribute))
+        and isinstance(phrases, list)
+        and all(isinstance(p, str) and not {"{", "}"} & set(p) and known & set(p.split()) for p in phrases)
+        for attribute, phrases in keeps.items()
+    )
 
 
 def _described(entries: Any) -> bool:

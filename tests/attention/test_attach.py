@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
 import tiny
 from thisness.attention import (
@@ -229,13 +229,27 @@ def test_what_would_act_nowhere_is_refused(unet):
 
 def test_processors_that_compute_something_else_are_not_replaced():
     model = tiny.unet()
-    model.set_attn_processor(AttnProcessor())
-    with pytest.raises(ConfigurationError, match="attends by AttnProcessor"), attached(model, Louder()):
+    model.set_attn_processor(SlicedAttnProcessor(1))
+    with pytest.raises(ConfigurationError, match="attends by SlicedAttnProcessor"), attached(model, Louder()):
         pass
     model = tiny.unet()
     model.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1").fuse_projections()
     with pytest.raises(ConfigurationError, match="unfuse_qkv_projections"), attached(model, Louder()):
         pass
+
+
+def test_the_plain_processor_is_hooked_and_computes_the_same(unet):
+    """As training on a CPU has it. Oracles: the plain processor's output; the maps that the fused one's place gives."""
+    fused = CaptureMaps(rows=Rows())
+    with attached(unet, fused):
+        call(unet)
+    model = tiny.unet()
+    model.set_attn_processor(AttnProcessor())
+    expected, plain = call(model), CaptureMaps(rows=Rows())
+    with attached(model, plain):
+        torch.testing.assert_close(call(model), expected, rtol=0, atol=1e-5)
+    assert torch.equal(call(model), expected)
+    torch.testing.assert_close(plain.average(), fused.average(), rtol=0, atol=1e-6)
 
 
 def test_a_copy_made_meanwhile_is_a_plain_model(unet):

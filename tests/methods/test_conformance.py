@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import tiny
 from thisness.bases import Base
@@ -26,12 +27,22 @@ from thisness.training.checkpoint import steps_on_disk
 
 SHARED = {"steps": 3, "lr": 0.05, "precision": "fp32", "captions": "plain", "preset": "default"}
 PRIOR = {"prior_pictures": 2, "prior_steps": 2}
+DETEX = {
+    "start": "", "image_encoder": tiny.clip_folder(), "pose_words": "with {word}", "background_words": "on {word}",
+    "pose_start": "sleeping", "background_start": "beach snow", "attention_weight": 0.5,
+}  # fmt: skip
 SMALLEST: dict[str, list[dict]] = {
     "textual-inversion": [{"vectors": 2, "flip": True, "captions": "object"}, {"keep_noun": True, "snr_gamma": 5.0}],
     "dreambooth-lora": [
         {"identifier": "sks", **PRIOR},
         {"identifier": "new", "identifier_lr": 0.05, "text_encoder": True, "background": 0.2, "alpha": 2.0, **PRIOR},
         {"identifier": "new", "prior_pictures": 0, "targets": "all", "crops": 1},
+    ],
+    "custom-diffusion": [{"start": "sks", "flip": True, **PRIOR}, {"start": "", "background": 0.2, **PRIOR}],
+    "detex": [
+        {**DETEX, **PRIOR},
+        {**DETEX, **PRIOR, "mappers": "none", "attention_weight": 0.0, "gamma": 1.0, "masked": True},
+        {**DETEX, "prior_pictures": 0, "mappers": "each", "attribute": "view", "pose_input": "filtered"},
     ],
 }
 CASES = [pytest.param(name, more, id=f"{name}-{n}") for name, all_ in SMALLEST.items() for n, more in enumerate(all_)]
@@ -63,7 +74,7 @@ def subject() -> Subject:
     images = tuple(Image.fromarray(draws.integers(0, 255, (16, 16, 3), np.uint8)) for _ in range(2))
     mask = np.zeros((16, 16), np.float32)
     mask[4:12, 4:12] = 1
-    return Subject("rufus", "dog", images, (mask, None))
+    return Subject("rufus", "dog", images, (mask, mask.T[::-1].copy()))
 
 
 def fingerprint(base: Base) -> tuple:
@@ -144,6 +155,9 @@ class TestMethod:
             word = " ".join(piece for piece in word.split() if piece not in concept.tokens[1:])
         if (tmp_path / "export" / "pytorch_lora_weights.safetensors") in files:
             pipe.load_lora_weights(tmp_path / "export", weight_name="pytorch_lora_weights.safetensors")
+        if (tmp_path / "export" / "unet_kv.safetensors") in files:
+            weights = load_file(tmp_path / "export" / "unet_kv.safetensors")
+            assert not pipe.unet.load_state_dict(weights, strict=False).unexpected_keys
         generator = torch.Generator().manual_seed(0)
         made = pipe(
             f"a photo of a {word} on the beach", num_inference_steps=3, guidance_scale=2.0, generator=generator,

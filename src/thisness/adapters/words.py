@@ -26,20 +26,20 @@ class LearnedRows(nn.Module):
     Args:
         original: the embedding that knows the vocabulary; its weights are shared, not copied.
         first: the number of the first new token; all below are the vocabulary's.
-        rows: (tokens, width), a tensor or a parameter.
+        rows: (tokens, width), a tensor or a parameter; or a module that computes them anew whenever they are read.
     """
 
-    def __init__(self, original: nn.Module, first: int, rows: Tensor) -> None:
+    def __init__(self, original: nn.Module, first: int, rows: Tensor | nn.Module) -> None:
         super().__init__()
         self.original, self.first = original, first
-        if isinstance(rows, nn.Parameter):
+        if isinstance(rows, (nn.Parameter, nn.Module)):
             self.rows = rows
         else:
             self.register_buffer("rows", rows, persistent=False)
 
     def table(self) -> Tensor:
-        """(tokens, width): what new numbers mean. Methods whose rows are computed override this."""
-        return self.rows
+        """(tokens, width): what new numbers mean."""
+        return table_of(self.rows)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (batch, length) -> (batch, length, width)."""
@@ -54,6 +54,11 @@ class LearnedRows(nn.Module):
     @property
     def embedding_dim(self) -> int:
         return int(self.table().shape[1])
+
+
+def table_of(rows: Tensor | nn.Module) -> Tensor:
+    """(tokens, width), from what holds or computes it."""
+    return rows if isinstance(rows, Tensor) else rows()
 
 
 def text_parts(base: Base) -> dict[str, tuple[str, nn.Module]]:
@@ -83,14 +88,41 @@ def vocabulary_rows(base: Base, text: str) -> dict[str, Tensor]:
     return found
 
 
+def random_rows(base: Base, seed: int) -> dict[str, Tensor]:
+    """A row as rare as they come: drawn like the vocabulary's, in mean and deviation of each coordinate. (1, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = {}
+    for name, (_, encoder) in text_parts(base).items():
+        table = encoder.get_input_embeddings().weight.detach().float().cpu()  # type: ignore[operator]
+        rows[name] = (table.mean(0) + table.std(0) * torch.randn(1, table.shape[1], generator=generator)).to(
+            base.device
+        )
+    return rows
+
+
+def start_rows(base: Base, word: str, seed: int) -> dict[str, Tensor]:
+    """The row that a new word starts from, by text encoder: (1, width).
+
+    Args:
+        word: whose row; of several tokens the last one's. A random row if empty.
+        seed: of the random row.
+    """
+    if not word:
+        return random_rows(base, seed)
+    return {name: rows[-1:].clone() for name, rows in vocabulary_rows(base, word).items()}
+
+
 @contextmanager
-def attached_words(base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor]) -> Iterator[dict[str, LearnedRows]]:
+def attached_words(
+    base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor | nn.Module]
+) -> Iterator[dict[str, LearnedRows]]:
     """Teach a base new words for the length of a `with`.
 
     Args:
         base: may have other words attached.
         tokens: "<rufus>", "<rufus_1>" ..., in the order of their rows.
-        rows: by the name of each text encoder, (tokens, width); a parameter stays one and receives gradients.
+        rows: by the name of each text encoder, (tokens, width); a parameter stays one and receives gradients, a module
+            computes them whenever they are read.
 
     Yields:
         The modules that hold the rows, by text encoder.
@@ -103,7 +135,7 @@ def attached_words(base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor]
     problems = [f"no rows for {name}" for name in parts if name not in rows]
     problems += [f"rows for {name}, which the base does not have" for name in rows if name not in parts]
     for name in parts.keys() & rows.keys():
-        shape, width = tuple(rows[name].shape), int(_table_of(parts[name][1]).embedding_dim)
+        shape, width = tuple(table_of(rows[name]).shape), int(_embedding_of(parts[name][1]).embedding_dim)
         if shape != (len(tokens), width):
             problems.append(f"the rows of {name} are {shape}: expected {(len(tokens), width)}")
     raise_all(problems, ArtefactError, f"the words {', '.join(tokens)} do not fit {base.name}")
@@ -111,7 +143,7 @@ def attached_words(base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor]
         check_new_tokens(tokens, base.parts[own])
 
     before_tokenizers = {own: base.parts[own] for own, _ in parts.values()}
-    before_tables = {name: _table_of(encoder) for name, (_, encoder) in parts.items()}
+    before_tables = {name: _embedding_of(encoder) for name, (_, encoder) in parts.items()}
     attached: dict[str, LearnedRows] = {}
     try:
         for name, (own, encoder) in parts.items():
@@ -130,5 +162,5 @@ def attached_words(base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor]
             base.parts[own] = before_tokenizers[own]
 
 
-def _table_of(encoder: nn.Module) -> Any:
+def _embedding_of(encoder: nn.Module) -> Any:
     return encoder.get_input_embeddings()  # type: ignore[operator]

@@ -13,7 +13,7 @@ from .intervention import Intervention, only_schedules
 from .processor import HookedProcessor
 from .sites import sites_of
 
-REPLACEABLE = ("AttnProcessor2_0",)  # what HookedProcessor computes
+REPLACEABLE = ("AttnProcessor2_0", "AttnProcessor")  # what HookedProcessor computes: fused, and plain as in training
 
 
 @contextmanager

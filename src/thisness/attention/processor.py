@@ -1,6 +1,8 @@
 """The one attention processor: diffusers' `AttnProcessor2_0`, with places where interventions act.
 
-With no intervention active it computes the same operations in the same order, so the same bits.
+With no intervention active it computes the same operations in the same order, so the same bits. In the place of the
+plain `AttnProcessor`, which training on a CPU uses for its faster backward pass, it goes by the probabilities, which
+whoever reads them shares: the same up to rounding.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class HookedProcessor:
 
     def __init__(self, original: Any, site: Site, interventions: Sequence[Intervention], context: Context) -> None:
         self.original, self.site, self.interventions, self.context = original, site, tuple(interventions), context
+        self.plain = type(original).__name__ == "AttnProcessor"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the model made meanwhile is a plain one: what is attached stays with the original model."""
@@ -81,11 +84,11 @@ class HookedProcessor:
 
         readers = [each for each in acting if each.reads_probs(site, q, k, context)]
         out = None
-        if readers:
+        if readers or self.plain:
             probs = probabilities(q, k, attention_mask)
             for each in readers:
                 probs = each.probs(site, probs, context)
-            if any(each.edits_probs for each in readers):
+            if self.plain or any(each.edits_probs for each in readers):
                 out = probs.to(v.dtype) @ v
         if out is None:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=0.0, is_causal=False)

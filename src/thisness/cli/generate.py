@@ -22,6 +22,10 @@ def generate(
         list[str] | None,
         typer.Option(metavar="FOLDER", help="A learned concept; NAME=FOLDER where the sentence has several {NAME}."),
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT:N", help="Keep the pose or background of picture N: pose:2, background:0 (detex)."),
+    ] = None,
     subject: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Pictures of the subject: shown at the left of the sheet."),
@@ -58,12 +62,14 @@ def generate(
 
     Writes one PNG for each seed, a sheet of all, and the record that replays them (`thisness inspect PNG --replay`).
     """
+    from thisness.keeping import parse_keep
     from thisness.recipe import parse_spec
 
     numbers = parse_seeds(seeds)
     adjustments = [parse_spec(text, "adjustment") for text in adjust or []]
     attachments = [parse_spec(text, "attachment") for text in attach or []]
     folders = parse_concepts(concept or [])
+    keeps = [parse_keep(text) for text in keep or []]
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file: name a folder")
     if subject is not None and not noun:
@@ -92,6 +98,7 @@ def generate(
         prompt,
         subject=pictures,
         concept=concepts.get("", concepts or None),
+        keep=keeps,
         adjust=adjustments,
         interventions=attachments,
         seeds=numbers,

@@ -13,6 +13,7 @@ from ..bases import Base
 from ..concept import Concept
 from ..conditioning import ADJUSTMENTS, Adjustment, encode
 from ..errors import ConfigurationError, raise_all
+from ..keeping import Keep, kept
 from ..prompt import Prompt, clean_text
 from ..recipe import Spec
 from ..sampling import SamplingOptions, Step, decode_images, make_scheduler, sample
@@ -30,6 +31,7 @@ def generate(
     *,
     subject: Subject | Mapping[str, Subject] | None = None,
     concept: Concept | Mapping[str, Concept] | None = None,
+    keep: Sequence[Keep | str] = (),
     adjust: Sequence[Adjustment | Spec | str] = (),
     interventions: Sequence[Intervention | Spec | str] = (),
     seeds: Sequence[int] = (0,),
@@ -55,6 +57,8 @@ def generate(
         prompt: "a {subject} sleeping"; several placeholders need mappings for `subject` or `concept`.
         subject: gives the noun, and the references on the sheet.
         concept: what was learned; on the base for the length of the call.
+        keep: what to keep of the pictures that a concept was learned of, where its method can: "pose:2" (pictures
+            count from 0), "rex=background:0". The words for it become part of the prompt.
         adjust: changes of the conditioning of the sentence, in this order.
         interventions: attached to the denoiser, in this order. One that records is overwritten by each batch.
         seeds: 0 ... 2**63-1 each.
@@ -78,7 +82,8 @@ def generate(
     raise_all(wrong, ConfigurationError)
     prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
     concepts, subjects = by_slot(prompt, concept), by_slot(prompt, subject)
-    filled = prompt.fill(slot_words(concepts, subjects))
+    prompt = kept(prompt, concepts, keep)
+    filled = prompt.fill(slot_words(prompt, concepts, subjects))
     negative = clean_text(negative, "the negative prompt")
     adjustments = build_parts(adjust, "adjustment", ADJUSTMENTS)
     attachments = build_parts(interventions, "attachment", ATTACHMENTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from ..prompt import Prompt, SlotWord
 from ..subject import Subject
 
 Thing = TypeVar("Thing", Concept, Subject)
+_LEARNED = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
 
 
 def by_slot(prompt: Prompt, given: Thing | Mapping[str, Thing] | None) -> dict[str, Thing]:
@@ -28,7 +30,11 @@ def by_slot(prompt: Prompt, given: Thing | Mapping[str, Thing] | None) -> dict[s
     return {slots[0] if slots else "subject": given}
 
 
-def slot_words(concepts: Mapping[str, Concept], subjects: Mapping[str, Subject]) -> dict[str, SlotWord]:
-    """The word of each placeholder."""
+def slot_words(prompt: Prompt, concepts: Mapping[str, Concept], subjects: Mapping[str, Subject]) -> dict[str, SlotWord]:
+    """The word of each placeholder. A concept whose learned words stand in the sentence itself needs none."""
     words = {slot: SlotWord(subject.noun, subject.noun) for slot, subject in subjects.items()}
-    return words | {slot: concept.word for slot, concept in concepts.items()}
+    written = set(_LEARNED.findall(prompt.text))
+    for slot, concept in concepts.items():
+        if slot in prompt.slots or not written & set(concept.tokens):
+            words[slot] = concept.word
+    return words

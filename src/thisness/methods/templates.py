@@ -9,6 +9,8 @@ from ..errors import PromptError
 from ..prompt import Prompt, SlotWord
 
 PLAIN = ("a photo of a {subject}",)
+BARE = ("photo of a {subject}",)
+"""As Custom Diffusion and DETEX write it."""
 OBJECT = (
     "a photo of a {subject}", "a rendering of a {subject}", "a cropped photo of the {subject}",
     "the photo of a {subject}", "a photo of a clean {subject}", "a photo of a dirty {subject}",
@@ -21,7 +23,12 @@ OBJECT = (
     "a photo of the large {subject}", "a photo of a cool {subject}", "a photo of a small {subject}",
 )  # fmt: skip
 """The 27 sentences for objects of Gal et al., An Image is Worth One Word (2022), from CLIP's ImageNet templates."""
-SETS = {"plain": PLAIN, "object": OBJECT}
+SETS = {"plain": PLAIN, "object": OBJECT, "bare": BARE}
+
+
+def class_set(captions: str) -> tuple[str, ...]:
+    """The set for pictures of the class, beside one for those of the subject."""
+    return BARE if captions == "bare" else PLAIN
 
 
 def sentences(base: Base, templates: Sequence[str], word: SlotWord) -> list[str]:

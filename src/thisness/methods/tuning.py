@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,12 +28,16 @@ from ..training.loop import LoopConfig, Task, train
 from ..training.precision import computes_in_bf16
 from ..training.prior import class_latents
 from .registry import Method, Stopped
-from .templates import PLAIN, SETS, sentences
+from .templates import SETS, class_set, sentences
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field of settings with what it means, shown by the command line."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, *, model: bool = False) -> Any:
+    """A field of settings with what it means, shown by the command line.
+
+    Args:
+        model: it names another model; of a local folder only the name is written down.
+    """
+    return field(default=default, metadata={"help": help, "model": model})
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class TuningSettings:
     clip: float | None = setting(1.0, "largest norm of the gradient")
     accumulate: int = setting(1, "batches summed up for one update")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "of the computation; weights are always fp32")
-    captions: Literal["plain", "object"] = setting("plain", "'a photo of a ...', or the 27 sentences for objects")
+    captions: Literal["plain", "object", "bare"] = setting(
+        "plain", "'a photo of a ...', the 27 sentences for objects, or 'photo of a ...'"
+    )
     flip: bool = setting(False, "also learn from mirrored pictures")
     crops: int = setting(0, "random crops of each picture beside the whole one")
     background: float = setting(1.0, "weight of the loss outside the subject's mask; 1: masks are not used")
@@ -91,6 +97,11 @@ class PriorSettings:
     prior_batch: int = setting(1, "class pictures in each step")
     prior_steps: int | None = setting(None, "sampling steps of the class pictures; the base's own by default")
 
+    def check_prior(self) -> None:
+        """Raises ValueError."""
+        if self.prior_pictures < 0 or self.prior_batch < 1 or self.prior_weight < 0:
+            raise ValueError("prior_pictures and prior_weight must be at least 0, prior_batch at least 1")
+
 
 @dataclass
 class Batch:
@@ -101,12 +112,14 @@ class Batch:
         sentences: one for each row.
         weight: (rows, 1, h, w) of the loss, or None.
         own: how many rows show the subject.
+        rows: which of the encoded pictures these are, (own,).
     """
 
     clean: Tensor
     sentences: list[str]
     weight: Tensor | None
     own: int
+    rows: Tensor
 
 
 class TuningTask(Task):
@@ -120,6 +133,7 @@ class TuningTask(Task):
         text_trains: all sentences are encoded anew in each step, since the text encoder trains; otherwise only those
             with a learned word.
         prior: (pictures, C, h, w) clean latents of the class, or None.
+        own_sentences: all that stand beside pictures of the subject; those of the setting `captions` by default.
     """
 
     def __init__(
@@ -134,14 +148,16 @@ class TuningTask(Task):
         *,
         text_trains: bool = False,
         prior: Tensor | None = None,
+        own_sentences: Sequence[str] | None = None,
     ) -> None:
         self.subject, self.base, self.options, self.word, self.tokens = subject, base, settings, word, tuple(tokens)
         self._modules, self._groups = modules, groups
         self.name = f"learning {subject.name}"
         self.prior = prior
         self.batch_size = settings.batch_size + (settings.prior_batch if prior is not None else 0)
-        self.own_sentences = sentences(base, SETS[settings.captions], word)
-        self.class_sentences = sentences(base, PLAIN, SlotWord(subject.noun, subject.noun))
+        self.own_sentences = list(own_sentences or sentences(base, SETS[settings.captions], word))
+        noun = SlotWord(subject.noun, subject.noun)
+        self.class_sentences = sentences(base, class_set(settings.captions), noun)
         own = self.own_sentences if text_trains or "words" in modules else []
         self.changing = {*own, *(self.class_sentences if text_trains else ())}
 
@@ -173,13 +189,10 @@ class TuningTask(Task):
     def batch(self, step: int, rng: torch.Generator) -> Batch:
         """Which rows of which pictures under which sentences."""
         options, latents = self.options, self.latents
-        rows = torch.randint(0, len(latents), (options.batch_size,), generator=rng)
+        rows = self.rows(rng)
         clean = latents.draw(rows, rng)
-        words = [self.own_sentences[at] for at in _draw(len(self.own_sentences), options.batch_size, rng)]
-        weight = None
-        if options.background < 1 and latents.mask is not None:
-            mask = latents.mask[rows.to(latents.mask.device)]
-            weight = options.background + (1 - options.background) * mask
+        words = self.captions(rows, rng)
+        weight = self.weights(rows)
         if self.prior is not None:
             count = options.prior_batch
             kept = self.prior[torch.tensor(_draw(len(self.prior), count, rng)).to(self.prior.device)]
@@ -187,7 +200,26 @@ class TuningTask(Task):
             clean = torch.cat([clean, kept])
             if weight is not None:
                 weight = torch.cat([weight, torch.ones_like(weight[:1]).expand(count, *weight.shape[1:])])
-        return Batch(clean, words, weight, options.batch_size)
+        return Batch(clean, words, weight, len(rows), rows)
+
+    def rows(self, rng: torch.Generator) -> Tensor:
+        """Which encoded pictures of the subject are in the batch, (batch_size,)."""
+        return torch.randint(0, len(self.latents), (self.options.batch_size,), generator=rng)
+
+    def captions(self, rows: Tensor, rng: torch.Generator) -> list[str]:
+        """A sentence for each of them."""
+        return [self.own_sentences[at] for at in _draw(len(self.own_sentences), len(rows), rng)]
+
+    def weights(self, rows: Tensor) -> Tensor | None:
+        """Of the loss at each position, (rows, 1, h, w); None for all 1."""
+        background, mask = self.options.background, self.latents.mask
+        if background == 1 or mask is None:
+            return None
+        return background + (1 - background) * mask[rows.to(mask.device)]
+
+    def further(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a method's own, weighted, to be added to those of denoising; asked after the denoiser ran."""
+        return {}
 
     def conditioning(self, words: Sequence[str]) -> Conditioning:
         """One row for each sentence; each distinct one is encoded at most once, and only if it changes in training."""
@@ -210,11 +242,16 @@ class TuningTask(Task):
         losses = row_losses(prediction, target(batch.clean, noise, alpha, kind), batch.weight)
         if self.options.snr_gamma is not None:
             losses = losses * min_snr(alpha, self.options.snr_gamma, kind)
-        own = losses[: batch.own].mean()
-        if counts[1] == 0:
-            return {"loss": own}
-        prior = losses[batch.own :].mean()
-        return {"loss": own + self.options.prior_weight * prior, "subject": own.detach(), "class": prior.detach()}
+        parts = {"subject": losses[: batch.own].mean()}
+        total = parts["subject"]
+        if counts[1]:
+            parts["class"] = losses[batch.own :].mean()
+            total = total + self.options.prior_weight * parts["class"]
+        for name, more in self.further(batch).items():
+            parts[name], total = more, total + more
+        if len(parts) == 1:
+            return {"loss": total}
+        return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
 
     def preview(self, folder: Path, step: int) -> None:
         """The subject in three scenes, by the code that makes people's pictures."""
@@ -249,6 +286,10 @@ class TuningMethod(Method):
     def tensors(self, task: TuningTask) -> dict[str, dict[str, Tensor]]:
         """What was learned, by file."""
 
+    def keeps(self, task: TuningTask) -> dict[str, list[str]]:
+        """By attribute, for each picture the words that keep it; see `Concept.create`."""
+        return {}
+
     def learn(
         self, subject: Subject, base: Base, settings: Any, folder: Path, *, resume: bool = True, progress: bool = True,
         stop_after: float | None = None,
@@ -268,20 +309,26 @@ class TuningMethod(Method):
                 )
             return Concept.create(
                 self.name, subject, base, word=task.word.text, tokens=task.tokens, tensors=self.tensors(task),
-                settings=decisive(settings),
+                settings=decisive(settings), keeps=self.keeps(task),
             )  # fmt: skip
 
 
 def decisive(settings: Any) -> dict[str, Any]:
-    """The settings that decide the result, as JSON data."""
-    return {key: value for key, value in asdict(settings).items() if key not in ("checkpoint_seconds", "preview_every")}
+    """The settings that decide the result, as JSON data, with no path of this machine."""
+    values = {
+        key: value for key, value in asdict(settings).items() if key not in ("checkpoint_seconds", "preview_every")
+    }
+    for each in fields(settings):
+        if each.metadata.get("model") and Path(values[each.name]).expanduser().is_dir():
+            values[each.name] = Path(values[each.name]).resolve().name
+    return values
 
 
 def prior_latents(base: Base, subject: Subject, settings: Any, progress: bool) -> Tensor | None:
     """The class's latents as the settings ask for, made if need be; nothing must be attached to the base."""
     if not settings.prior_pictures:
         return None
-    (sentence,) = sentences(base, PLAIN, SlotWord(subject.noun, subject.noun))
+    (sentence,) = sentences(base, class_set(settings.captions), SlotWord(subject.noun, subject.noun))
     options = SamplingOptions(steps=settings.prior_steps)
     return class_latents(base, sentence, settings.prior_pictures, options, progress=progress)
 

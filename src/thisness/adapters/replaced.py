@@ -1,0 +1,160 @@
+"""Weights that take the place of a model's own: on and off again exactly, to train and to use.
+
+Custom Diffusion and what builds on it train the keys and values of cross-attention: all that reads the sentence.
+
+Source: Kumari et al., Multi-Concept Customization of Text-to-Image Diffusion (CVPR 2023), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attention.sites import sites_of
+from ..bases import Base
+from ..errors import ArtefactError, ConfigurationError, raise_all
+from ..files import compare_shapes, listed
+
+WEIGHT = "weight"
+
+
+def keys_and_values(denoiser: Any) -> list[str]:
+    """Names of the weights that make keys and values of the sentence: "MODULE.attn2.to_k.weight" ...
+
+    Raises:
+        ConfigurationError: a denoiser whose cross-attention is not known, or that has none.
+    """
+    sites = [name for name, site in sites_of(denoiser).items() if site.kind == "cross"]
+    if not sites:
+        raise ConfigurationError(f"{type(denoiser).__name__} has no cross-attention: there are no keys and values")
+    return [f"{name}.{end}.{WEIGHT}" for name in sites for end in ("to_k", "to_v")]
+
+
+def trainable_copies(model: nn.Module, names: Sequence[str]) -> nn.ParameterDict:
+    """Weights of a model as parameters of their own, float32, by name with "/" for "." (as a checkpoint holds them)."""
+    return nn.ParameterDict(
+        {name.replace(".", "/"): nn.Parameter(_weight(model, name).detach().float().clone()) for name in names}
+    )
+
+
+def by_name(copies: nn.ParameterDict) -> dict[str, nn.Parameter]:
+    """The same parameters under the model's own names."""
+    return {key.replace("/", "."): parameter for key, parameter in copies.named_parameters()}
+
+
+def learned_weights(base: Base, copies: nn.ParameterDict) -> dict[str, Tensor]:
+    """Trained copies of the denoiser's weights as a concept holds them: by part of the base and name."""
+    part = next(name for name, module in base.modules.items() if module is base.denoiser)
+    return {f"{part}.{name}": each.detach().float().cpu().clone() for name, each in by_name(copies).items()}
+
+
+@contextmanager
+def replaced_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], *, owner: str, train: bool = False, keep_start: bool = True
+) -> Iterator[None]:
+    """Put weights in the place of a model's own for the length of a `with`.
+
+    On exit, also by an exception, the model holds the very parameters that it had before. Low-rank adapters may be on
+    the same modules. The same weights may be put on twice (concepts that were merged share theirs); others may not.
+
+    Args:
+        model: a denoiser.
+        weights: by name, "MODULE.weight"; with `train` they are parameters, used as they are and in float32.
+        owner: whose weights they are, for messages.
+        train: gradients flow into the weights; otherwise copies in the model's own number format are used.
+        keep_start: with `train`, no gradient flows through the first token of the sentence: it is the same in all, and
+            draws most of the attention.
+
+    Raises:
+        ArtefactError: no such weights in the model, or others of another shape; all of it at once.
+        ConfigurationError: another concept has replaced the same weights by other numbers.
+    """
+    places = {name: _place(model, name) for name in weights}
+    unknown = [name for name, place in places.items() if place is None]
+    problems = [f"{type(model).__name__} has no weights {listed(unknown)}"] if unknown else []
+    if not weights:
+        problems.append("there are no weights: they would change nothing")
+    raise_all(problems, ArtefactError, owner)
+    modules: dict[str, nn.Module] = {name: place for name, place in places.items() if place is not None}
+    shapes = {name: tuple(_own(module).shape) for name, module in modules.items()}
+    compare_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, shapes, owner)
+    before = {name: _own(module) for name, module in modules.items()}
+    _refuse_second(before, weights, owner)
+    handles: list[Any] = []
+    try:
+        for name, module in modules.items():
+            own = before[name]
+            if train:
+                module.weight = weights[name]  # type: ignore[assignment]
+                handles.append(module.register_forward_pre_hook(_to_weight))
+                handles.append(module.register_forward_hook(_StartKept(own.dtype, keep_start)))
+            else:
+                new = nn.Parameter(weights[name].detach().to(own.device, own.dtype).clone(), requires_grad=False)
+                module.weight = new  # type: ignore[assignment]
+            module.weight.replaced_by = owner  # type: ignore[union-attr]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, module in modules.items():
+            if name in before:
+                module.weight = before[name]  # type: ignore[assignment]
+
+
+class _StartKept:
+    """After a linear module: the number format of before, and no gradient through the first token."""
+
+    def __init__(self, dtype: torch.dtype, keep_start: bool) -> None:
+        self.dtype, self.keep_start = dtype, keep_start
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if self.keep_start and output.ndim == 3:
+            output = torch.cat([output[:, :1].detach(), output[:, 1:]], 1)
+        return output if torch.is_autocast_enabled(output.device.type) else output.to(self.dtype)
+
+
+def _to_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Where the model computes in half precision, the trained weights still meet numbers of their own format."""
+    (hidden,) = inputs
+    if torch.is_autocast_enabled(hidden.device.type):
+        return inputs
+    return (hidden.to(module.weight.dtype),)  # type: ignore[union-attr,arg-type]
+
+
+def _refuse_second(before: Mapping[str, Any], weights: Mapping[str, Tensor], owner: str) -> None:
+    for name, own in before.items():
+        first = getattr(own, "replaced_by", None)
+        if first is not None and not torch.equal(own.detach(), weights[name].detach().to(own)):
+            raise ConfigurationError(
+                f"the concepts {first!r} and {owner!r} both replace the model's keys and values, each by its own: "
+                "merge them first (thisness.methods.custom_diffusion.merge)"
+            )
+
+
+def _place(model: nn.Module, name: str) -> nn.Module | None:
+    """The module that holds a weight; under low-rank adapters the one that they wrap."""
+    module_name, _, end = name.rpartition(".")
+    try:
+        module: Any = model.get_submodule(module_name)
+    except AttributeError:
+        return None
+    if end != WEIGHT:
+        return None
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module if isinstance(getattr(module, WEIGHT, None), nn.Parameter) else None
+
+
+def _weight(model: nn.Module, name: str) -> nn.Parameter:
+    module = _place(model, name)
+    if module is None:
+        raise ArtefactError(f"{type(model).__name__} has no weights {name}")
+    return _own(module)
+
+
+def _own(module: nn.Module) -> nn.Parameter:
+    return module.weight  # type: ignore[return-value]
