@@ -128,8 +128,8 @@ def test_the_shipped_reader_on_renders():
     from thisness.playroom.render import render
     from thisness.playroom.world import identity, random_scene
 
-    toys = [identity(50_000 + n, "held-out") for n in range(8)]
-    scenes = [random_scene(9_000_000 + n, "held-out", subject=toys[n // 2], companion=0, styled=0) for n in range(16)]
+    toys = [identity(50_000 + n, "held-out") for n in range(4)]
+    scenes = [random_scene(9_000_000 + n, "held-out", subject=toys[n // 2], companion=0, styled=0) for n in range(8)]
     scenes[1] = replace(scenes[1], style="pixel art")
     images = render(scenes).images
     pictures = [Picture(Image.fromarray(each.permute(1, 2, 0).numpy())) for each in images]
@@ -151,7 +151,7 @@ def test_the_shipped_reader_on_renders():
     assert pose.score(items[:4]) == [
         float(ATTRIBUTES["pose"][int(said["pose"][n])] == items[n].expected["pose"]) for n in range(4)
     ]
-    swapped = [replace(item, references=(pictures[(n + 2) % 16],)) for n, item in enumerate(items)]
+    swapped = [replace(item, references=(pictures[(n + 2) % 8],)) for n, item in enumerate(items)]
     assert np.mean(same.score(items)) > np.mean(same.score(swapped)) + 0.2
     assert same.score([replace(items[0], references=(items[0].picture,))]) == [pytest.approx(1)]
     big = replace(items[0], picture=Picture(items[0].picture.image.resize((256, 256))))

@@ -222,16 +222,19 @@ class LocalRater:
             import torch
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
+            from ...bases.quiet import quiet
+
             name, revision = self.settings.model, self.settings.revision
             dtype: Any = self.settings.dtype
             if dtype == "auto" and torch.device(self.device).type == "cpu":
                 dtype = "float32"
             dtype = dtype if dtype == "auto" else getattr(torch, dtype)
             try:
-                processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
-                model = AutoModelForImageTextToText.from_pretrained(
-                    name, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
-                )
+                with quiet():
+                    processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+                    model = AutoModelForImageTextToText.from_pretrained(
+                        name, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                    )
             except (OSError, ValueError, ImportError, KeyError) as error:
                 raise UserError(
                     f"{name} cannot be loaded as a model for pictures and text ({_line(error)}): expected one with "
