@@ -358,7 +358,11 @@ def test_a_proxy_maps_its_metric(tmp_path, monkeypatch):
     loaded = ProxyMap.load(tmp_path / "map.json")
     _, levels = isotonic(shades, ratings)
     assert [loaded(shade) for shade in shades] == pytest.approx(levels.tolist()), "dropped points lie on the line"
-    column = ProxyColumn(loaded, metric, "file")
+    asked = []
+    made = lambda names, **options: asked.append((names, options)) or [metric]  # noqa: E731
+    monkeypatch.setattr("thisness.evaluation.metrics.make_metrics", made)
+    (column,) = make_judge(f"proxy:map={tmp_path / 'map.json'}", device="meta", cache="kept")
+    assert asked == [(["brightness"], {"device": "meta", "cache": "kept"})]
     assert column.name == "proxy:cp:brightness"
     values = column.score([item("a", picture=picture(0)), item("b", picture=picture(255)), item("none")])
     assert values == [pytest.approx(levels[0] / 4), pytest.approx(levels[-1] / 4), None]

@@ -36,7 +36,7 @@ class ProxyMap:
     """A non-decreasing map, linear between its points and constant outside.
 
     Args:
-        metric: name of the metric.
+        metric: what `make_metrics` makes the metric from: its name, with settings where it has any.
         metric_identity: of the metric when the map was fitted.
         column: "cp" or "pf": what the ratings were of.
         values, scores: the points: metric's values, strictly increasing, and scores 0 ... 4, non-decreasing.
@@ -102,7 +102,14 @@ def isotonic(values: Sequence[float], scores: Sequence[float]) -> tuple[np.ndarr
     return distinct, np.repeat([block[0] for block in blocks], [block[2] for block in blocks])
 
 
-def fit_proxy(metric: Any, values: Sequence[float | None], scores: Sequence[float | None], column: str) -> ProxyMap:
+def fit_proxy(
+    metric: Any,
+    values: Sequence[float | None],
+    scores: Sequence[float | None],
+    column: str,
+    *,
+    spec: str | None = None,
+) -> ProxyMap:
     """Fit the map from a metric to a column of ratings.
 
     Args:
@@ -110,6 +117,7 @@ def fit_proxy(metric: Any, values: Sequence[float | None], scores: Sequence[floa
         values: its values; pairs with None are left out.
         scores: ratings of the same pictures, 0 to 4.
         column: "cp" or "pf".
+        spec: what `make_metrics` makes it from, where that is more than its name.
 
     Raises:
         UserError: fewer than 10 pairs, ratings outside of 0 ... 4, or nothing to rank (all equal).
@@ -127,7 +135,7 @@ def fit_proxy(metric: Any, values: Sequence[float | None], scores: Sequence[floa
     at, level = isotonic(given, rated)
     keep = _corners(level)
     return ProxyMap(
-        metric.name, _as_json(metric.identity), column,
+        spec or metric.name, _as_json(metric.identity), column,
         tuple(at[keep].tolist()), tuple(level[keep].tolist()), len(pairs), kendall_tau(given, rated),
     )  # fmt: skip
 
@@ -157,7 +165,7 @@ class ProxyColumn(Column):
                 f"this proxy was fitted with another {fitted.metric} ({', '.join(differ)} differ): fit it anew"
             )
         self.fitted, self.metric = fitted, metric
-        self.name = f"proxy:{fitted.column}:{fitted.metric}"
+        self.name = f"proxy:{fitted.column}:{metric.name}"
         self.identity = {
             "judge": "proxy", "column": fitted.column, "map": file, "pairs": fitted.pairs, "tau": fitted.tau,
             "metric": metric.identity,
