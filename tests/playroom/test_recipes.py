@@ -170,7 +170,7 @@ def test_unet_task_learns_and_its_heads_see_the_taps(data: PlayroomData, tokeniz
 @pytest.mark.parametrize("kind", ["clip", "identity"])
 def test_the_rulers_tasks_learn_and_every_loss_reaches_its_part(data: PlayroomData, tokenizer, kind: str) -> None:
     """On one batch the loss falls; every part gets a gradient, those thrown away too; the text encoder none."""
-    from thisness.playroom.models import make_text_encoder
+    from thisness.playroom.models import Reader, make_text_encoder
     from thisness.playroom.recipes.clip import ClipTask
     from thisness.playroom.recipes.identity import IdentityTask
 
@@ -178,9 +178,9 @@ def test_the_rulers_tasks_learn_and_every_loss_reaches_its_part(data: PlayroomDa
     parts = SimpleNamespace(text_encoder=make_text_encoder(tokenizer), tokenizer=tokenizer)
     features = np.random.default_rng(0).standard_normal((16, 96, 8, 8))
     task = (
-        ClipTask(parts, data, data, features, batch_size=4)
+        ClipTask(parts, data, data, features, Reader("teacher"), batch_size=4)
         if kind == "clip"
-        else IdentityTask(data, data, features, batch_size=4)
+        else IdentityTask(data, data, features, Reader("teacher"), batch_size=4)
     )
     task.on_start(torch.device("cpu"))
     optimizer = torch.optim.AdamW([p for m in task.modules().values() for p in m.parameters()], 1e-3)
@@ -199,9 +199,10 @@ def test_the_rulers_tasks_learn_and_every_loss_reaches_its_part(data: PlayroomDa
 
 
 def test_an_identity_batch_holds_two_scenes_of_each_toy_and_few_classes(data: PlayroomData) -> None:
+    from thisness.playroom.models import Reader
     from thisness.playroom.recipes.identity import CLASSES_IN_BATCH, IdentityTask
 
-    task = IdentityTask(data, data, np.zeros((16, 96, 8, 8)), batch_size=4)
+    task = IdentityTask(data, data, np.zeros((16, 96, 8, 8)), Reader("teacher"), batch_size=4)
     rows, toys = task._rows(torch.Generator().manual_seed(0))
     assert (rows // 4 == toys.numpy()).all() and len(set(rows)) == len(rows)
     assert (torch.bincount(toys)[toys] == 2).all()

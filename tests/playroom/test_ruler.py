@@ -53,9 +53,7 @@ def test_a_line_up_shows_each_toy_twice_in_another_pose_and_place() -> None:
 
 
 def test_guidance_is_nothing_for_equal_directions_and_looks_only_where_it_may() -> None:
-    import numpy as np
-
-    guide = Guidance(96, np.zeros((1, 96, 8, 8), np.float16))
+    guide = Guidance(96, 96).requires_grad_(False)
     with torch.no_grad():
         guide.project.weight.copy_(torch.eye(96))
         guide.project.bias.zero_()
@@ -67,6 +65,9 @@ def test_guidance_is_nothing_for_equal_directions_and_looks_only_where_it_may() 
     where[:, 0] = 1
     assert float(guide(tokens, shown, where)) == pytest.approx(2, abs=1e-6)
     assert float(guide(tokens, shown, 1 - where)) == pytest.approx(0, abs=1e-6)
+    coarse = F.avg_pool2d(shown, 2)  # a 4x4 map is met by the means of its patches
+    tokens = torch.cat([torch.zeros(2, 1, 96), shown.flatten(2).transpose(1, 2)], 1)
+    assert float(guide(tokens, coarse, torch.ones(2, 64))) == pytest.approx(0, abs=1e-6)
 
 
 def test_every_value_has_sentences_that_say_it_and_no_other_value() -> None:

@@ -130,6 +130,19 @@ def save_clip(folder: Path, vision: CLIPVisionModelWithProjection, words: nn.Mod
     write_preprocessor(folder, "CLIPImageProcessor")
 
 
+def load_vision_and_words(folder: Path, vision: CLIPVisionModelWithProjection, words: nn.Module) -> None:
+    """Fill both from a folder of `save_clip`."""
+    from transformers import CLIPVisionModelWithProjection
+
+    from ..files import load_tensors
+
+    vision.load_state_dict(CLIPVisionModelWithProjection.from_pretrained(folder).state_dict())
+    extra = load_tensors(folder / "text_projection.safetensors")
+    words.load_state_dict(
+        {"projection.weight": extra["text_projection.weight"].float(), "logit_scale": extra["logit_scale"].float()}
+    )
+
+
 def load_clip(weights: Path) -> tuple[CLIPModel, CLIPTokenizer]:
     """`playroom-clip` whole: the shipped vision tower and projections, with the text encoder of `playroom-sd`, which
     is shipped once.

@@ -21,7 +21,7 @@ import torch
 from ...errors import UserError, nearest
 from ...files import write_json
 from ...training.loop import LoopConfig, Task, train
-from ..models import Reader, make_scheduler, save_clip
+from ..models import Reader, load_vision_and_words, make_scheduler, save_clip
 from .cache import SHAPES as SHAPES
 from .cache import encoded
 from .common import WEIGHTS, Workplace
@@ -173,7 +173,12 @@ def train_clip(place: Workplace, steps: int | None = None, stop_after: float | N
     from .clip import CLIP, ClipTask
 
     features = encoded("features", place, place.built("teacher"))
-    task = ClipTask(Parts(place), place.train_data(), place.held_out_data(), features)
+    teacher = Reader.load(place.built("teacher"))
+    task = ClipTask(Parts(place), place.train_data(), place.held_out_data(), features, teacher)
+    start = place.built("clip-start")
+    if (start / "config.json").exists():
+        load_vision_and_words(start, task.vision, task.words)
+        task.name = "clip-more"  # a run of its own: its schedule begins anew
     done = _run(task, CLIP, place, steps, stop_after)
     if done:
         save_clip(place.built("clip"), task.vision.cpu().eval(), task.words.cpu())
@@ -185,7 +190,8 @@ def train_identity(place: Workplace, steps: int | None = None, stop_after: float
     from .ruler import write_preprocessor
 
     features = encoded("features", place, place.built("teacher"))
-    task = IdentityTask(place.train_data(), place.held_out_data(), features)
+    teacher = Reader.load(place.built("teacher"))
+    task = IdentityTask(place.train_data(), place.held_out_data(), features, teacher)
     done = _run(task, IDENTITY, place, steps, stop_after)
     if done:
         task.encoder.cpu().eval().save_pretrained(place.built("identity"))

@@ -31,11 +31,11 @@ from ..captions import (
     with_article,
 )  # fmt: skip
 from ..data import PlayroomData
-from ..models import make_clip_vision
+from ..models import Reader, make_clip_vision
 from ..world import CLASSES, THINGS
 from .common import draw
 from .reader import WEIGHT
-from .ruler import EncoderTask, Guidance, Heads, attribute_loss, patches
+from .ruler import EncoderTask, Guides, Heads, attribute_loss
 from .text import tokenize
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ CLIP = LoopConfig(
 )
 SPARSE = {name: 0.2 for name in ALWAYS}
 """Short captions, which fit many pictures."""
-BY_ATTRIBUTE, BY_HEADS, GUIDED = 0.5, 0.5, 2.0  # weights of the losses beside the contrastive one
+BY_ATTRIBUTE, BY_HEADS = 0.5, 0.5  # weights of the losses beside the contrastive one
+GUIDED = {"early": 3.0, "late": 5.0, "token": 10.0}
 ZERO_SHOT = ("class", "pose", "facing", "background", "accessory", "object", "colour", "style")
 """Attributes that one sentence per value, averaged over classes, can name."""
 
@@ -125,7 +126,13 @@ class ClipTask(EncoderTask):
     name = "clip"
 
     def __init__(
-        self, parts: Any, data: PlayroomData, held_out: PlayroomData, features: np.ndarray, batch_size: int = 64
+        self,
+        parts: Any,
+        data: PlayroomData,
+        held_out: PlayroomData,
+        features: np.ndarray,
+        teacher: Reader,
+        batch_size: int = 64,
     ) -> None:
         """parts: the finished `text_encoder` and `tokenizer`; features: the teacher's, of every training picture."""
         super().__init__(data, held_out, features, batch_size)
@@ -140,8 +147,14 @@ class ClipTask(EncoderTask):
             }
         )
         self.words.register_parameter("logit_scale", nn.Parameter(torch.tensor(2.66)))
-        self.aside = nn.ModuleDict({"guidance": Guidance(width, features), "heads": Heads(width)})
+        self.aside = nn.ModuleDict({"guides": Guides(width, teacher, token=True), "heads": Heads(width)})
         self.raw_labels = torch.from_numpy(data.labels).long()
+
+    @property
+    def guides(self) -> Guides:
+        guides = self.aside["guides"]
+        assert isinstance(guides, Guides)
+        return guides
 
     def modules(self) -> dict[str, nn.Module]:
         return {"vision": self.vision, "words": self.words, "aside": self.aside}
@@ -149,14 +162,15 @@ class ClipTask(EncoderTask):
     def on_start(self, device: torch.device) -> None:
         self.text_encoder.to(device)
         self.vectors = value_vectors(self.text_encoder, self.tokenizer)
+        self.guides.measure(self.data.pictures(range(min(512, len(self.data)))).to(device))
 
     def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         rows = draw(rng, len(self.data), self.batch_size)
         words = Random(int(torch.randint(0, 1 << 40, (), generator=rng)))
         images, labels, shown, where, _, grey = self.batch(rows, rng)
         out = self.vision(pixel_values=images, output_hidden_states=True)
-        guided = self.aside["guidance"](patches(out.hidden_states), shown, where)
         pooled = self.vision.vision_model.post_layernorm(out.last_hidden_state[:, 0])
+        guided = self.guides(out.hidden_states, pooled, images, shown, where, grey)
         heads = self.aside["heads"](pooled, labels)
         scale = self.words.get_parameter("logit_scale").exp().clamp(max=100)
         cosines = zero_shot(out.image_embeds, self.vectors, self.words["projection"])
@@ -165,8 +179,8 @@ class ClipTask(EncoderTask):
             wanted = labels[:, list(ATTRIBUTES).index(name)]
             wanted = torch.where(wanted >= values.shape[1], UNKNOWN, wanted)  # "none" is no value here
             named = named + WEIGHT.get(name, 0.5) * attribute_loss(scale * values, wanted)
-        total = BY_ATTRIBUTE * named + BY_HEADS * heads + GUIDED * guided
-        parts = {"named": named.detach(), "heads": heads.detach(), "guided": guided.detach()}
+        total = BY_ATTRIBUTE * named + BY_HEADS * heads + sum(GUIDED[name] * loss for name, loss in guided.items())
+        parts = {"named": named.detach(), "heads": heads.detach()} | {n: loss.detach() for n, loss in guided.items()}
         if not grey:
             contrast = self._contrast(out.image_embeds, rows, words, scale)
             total = total + contrast

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ...training.loop import LoopConfig
 from ..captions import ATTRIBUTES
 from ..data import PlayroomData
-from ..models import make_identity_encoder
+from ..models import Reader, make_identity_encoder
 from ..world import CLASSES, Identity, Scene, Toy, identity, random_scene, rng_of
-from .ruler import EncoderTask, Guidance, Heads, patches
+from .ruler import EncoderTask, Guides, Heads
 
 IDENTITY = LoopConfig(
     steps=3600,
@@ -38,7 +38,8 @@ IDENTITY = LoopConfig(
 )
 TEMPERATURE = 0.1
 CLASSES_IN_BATCH = 3
-BY_PATCHES, BY_HEADS, BY_COLOUR, GUIDED = 0.5, 0.2, 2.0, 1.0  # weights of the losses beside the class token's
+BY_PATCHES, BY_HEADS, BY_COLOUR = 0.5, 0.2, 2.0  # weights of the losses beside the class token's
+GUIDED = {"early": 1.0, "late": 1.0}
 NAMED = ("class", "colour", "second colour", "pattern")
 
 
@@ -62,12 +63,18 @@ class IdentityTask(EncoderTask):
 
     name = "identity"
 
-    def __init__(self, data: PlayroomData, held_out: PlayroomData, features: np.ndarray, batch_size: int = 64) -> None:
+    def __init__(
+        self, data: PlayroomData, held_out: PlayroomData, features: np.ndarray, teacher: Reader, batch_size: int = 64
+    ) -> None:
         super().__init__(data, held_out, features, batch_size)
         self.encoder = make_identity_encoder()
         width = self.encoder.config.hidden_size
         self.aside = nn.ModuleDict(
-            {"guidance": Guidance(width, features), "heads": Heads(width, NAMED), "colours": nn.Linear(width, 6)}
+            {
+                "guides": Guides(width, teacher, token=False),
+                "heads": Heads(width, NAMED),
+                "colours": nn.Linear(width, 6),
+            }
         )
         names = list(ATTRIBUTES)
         alone = data.labels[:, names.index("companion")] == ATTRIBUTES["companion"].index("none")
@@ -79,8 +86,17 @@ class IdentityTask(EncoderTask):
         self.toys_of = [np.flatnonzero((kinds == k) & enough) for k in range(len(CLASSES))]
         self.colours = torch.tensor([body_colours(identity(i, data.split)) for i in range(len(scenes))])
 
+    @property
+    def guides(self) -> Guides:
+        guides = self.aside["guides"]
+        assert isinstance(guides, Guides)
+        return guides
+
     def modules(self) -> dict[str, nn.Module]:
         return {"encoder": self.encoder, "aside": self.aside}
+
+    def on_start(self, device: torch.device) -> None:
+        self.guides.measure(self.data.pictures(range(min(512, len(self.data)))).to(device))
 
     def _rows(self, rng: torch.Generator) -> tuple[np.ndarray, Tensor]:
         """Rows of the batch and the number of each row's toy."""
@@ -96,24 +112,24 @@ class IdentityTask(EncoderTask):
 
     def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         rows, toys = self._rows(rng)
-        images, labels, shown, where, subject, _ = self.batch(rows, rng)
+        images, labels, shown, where, subject, grey = self.batch(rows, rng)
         toys = toys.to(images.device)
         out = self.encoder(pixel_values=images, output_hidden_states=True)
-        guided = self.aside["guidance"](patches(out.hidden_states), shown, where)
         state, tokens = out.last_hidden_state[:, 0], out.last_hidden_state[:, 1:]
         of_patches = (tokens * subject[..., None]).sum(1) / subject.sum(1, keepdim=True).clamp(min=1e-3)
+        guided = self.guides(out.hidden_states, state, images, shown, where, grey)
         main, local = same_toy(state, toys), same_toy(of_patches, toys)
         heads = self.aside["heads"](state, labels)
         colours = F.mse_loss(self.aside["colours"](state).float(), self.colours.to(images.device)[toys])
-        total = main + BY_PATCHES * local + BY_HEADS * heads + BY_COLOUR * colours + GUIDED * guided
+        total = main + BY_PATCHES * local + BY_HEADS * heads + BY_COLOUR * colours
+        total = total + sum(GUIDED[name] * loss for name, loss in guided.items())
         return {
             "loss": total,
             "same toy": main.detach(),
             "by patches": local.detach(),
             "heads": heads.detach(),
             "colours": colours.detach(),
-            "guided": guided.detach(),
-        }
+        } | {name: loss.detach() for name, loss in guided.items()}
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:

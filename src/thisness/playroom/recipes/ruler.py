@@ -1,12 +1,14 @@
 """What the two encoders of the ruler share: small vision transformers that learn from little.
 
-A vision transformer of this size learns slowly from 50,000 pictures. While it trains, its patch tokens half-way up are
-therefore drawn to the features of the teacher, a small convolutional network, at the same place of the picture
-(locality guidance: Li et al., ECCV 2022, arXiv 2207.10026); the projection that compares them is thrown away.
+A vision transformer of this size learns slowly from 50,000 pictures. While it trains, its patch tokens are therefore
+drawn to the features of the teacher, a small convolutional network, at the same place of the picture (locality
+guidance: Li et al., ECCV 2022, arXiv 2207.10026): half-way up to its third stage, near the end to its fourth; where
+asked, the class token to what the teacher's heads read. The projections that compare them are thrown away.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +20,84 @@ from ...files import write_json
 from ...training.task import Task
 from ..captions import ATTRIBUTES, UNKNOWN
 from ..data import PlayroomData
+from ..models import Reader
 from .reader import WEIGHT, unambiguous
 
-GUIDED_LAYER = 3
-"""Of the six: the hidden state after it is compared with the teacher's."""
+EARLY_CHANNELS, LATE_CHANNELS = 96, 160
+EARLY_LAYER, LATE_LAYER = 3, 5
+"""Of the six: the hidden states after them are compared with the teacher's."""
 GREY_BACKGROUND = 0.15
 """Fraction of batches in which only the subject is shown, on grey: masked metrics show such pictures."""
 
 
 class Guidance(nn.Module):
-    """1 - cos between projected patch tokens and the teacher's features of the same places."""
+    """1 - cos between projected patch tokens and a convolutional network's features of the same places."""
 
-    def __init__(self, width: int, features: np.ndarray) -> None:
-        """width: of the tokens; features: rows of `cache.encoded("features", ...)` (N, 96, 8, 8)."""
+    def __init__(self, width: int, channels: int) -> None:
+        """width: of the tokens; channels: of the features."""
         super().__init__()
-        self.project = nn.Linear(width, features.shape[1])
+        self.project = nn.Linear(width, channels)
 
     def forward(self, tokens: Tensor, shown: Tensor, where: Tensor) -> Tensor:
-        """tokens: (B, 1 + 64, width), the class token first; shown: (B, 96, 8, 8); where: (B, 64) weights."""
-        said = self.project(tokens[:, 1:]).float()
-        off = 1 - F.cosine_similarity(said, shown.flatten(2).transpose(1, 2), dim=-1)
-        return (off * where).sum() / where.sum().clamp(min=1)
+        """tokens: (B, 1 + 64, width), the class token first; shown: (B, channels, h, w), h and w 8 or a divisor of it;
+        where: (B, 64) weights."""
+        side = shown.shape[-1]
+        grid = self.project(tokens[:, 1:]).float().transpose(1, 2).unflatten(2, (8, 8))
+        weights = where.view(-1, 1, 8, 8)
+        if side != 8:
+            grid, weights = (F.adaptive_avg_pool2d(x, side) for x in (grid, weights))
+        off = 1 - F.cosine_similarity(grid, shown, dim=1)
+        return (off * weights[:, 0]).sum() / weights.sum().clamp(min=1)
+
+
+@dataclass
+class Unkept:
+    """What guides but is neither trained nor checkpointed."""
+
+    teacher: Reader
+    grid_mean: Tensor = field(default_factory=lambda: torch.zeros(1, LATE_CHANNELS, 1, 1))
+    read_mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    read_spread: Tensor = field(default_factory=lambda: torch.ones(()))
+
+
+class Guides(nn.Module):
+    """The teacher's three ways of guiding; its own weights stay as they are."""
+
+    def __init__(self, width: int, teacher: Reader, *, token: bool) -> None:
+        """token: whether the class token is guided too, toward what the heads read (320 numbers, standardised)."""
+        super().__init__()
+        self.early, self.late = Guidance(width, EARLY_CHANNELS), Guidance(width, LATE_CHANNELS)
+        self.token = nn.Linear(width, teacher.neck.out_features) if token else None
+        self._unkept = Unkept(teacher.eval().requires_grad_(False))
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> None:
+        """Mean and spread of what the teacher says of these pictures."""
+        self._unkept.teacher.to(images.device)
+        parts = [self._said(part) for part in images.split(64)]
+        self._unkept.grid_mean = torch.cat([grid for grid, _ in parts]).mean((0, 2, 3))[None, :, None, None]
+        read = torch.cat([read for _, read in parts])
+        self._unkept.read_mean, self._unkept.read_spread = read.mean(0), read.std(0) + 1e-3
+
+    def _said(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        teacher = self._unkept.teacher
+        grid = teacher.features(images, stage=4).float()
+        return grid, F.gelu(teacher.neck(grid.flatten(1)))
+
+    def forward(
+        self, hidden: tuple[Tensor, ...], state: Tensor, images: Tensor, shown: Tensor, where: Tensor, grey: bool
+    ) -> dict[str, Tensor]:
+        """hidden: of every layer, the embeddings first; state: the final class token (B, width); shown: the teacher's
+        third stage. On grey only the early features are compared, inside the subject."""
+        losses = {"early": self.early(hidden[EARLY_LAYER], shown, where)}
+        if not grey:
+            with torch.no_grad():
+                grid, read = self._said(images)
+            losses["late"] = self.late(hidden[LATE_LAYER], grid - self._unkept.grid_mean, where)
+            if self.token is not None:
+                wanted = (read - self._unkept.read_mean) / self._unkept.read_spread
+                losses["token"] = 1 - F.cosine_similarity(self.token(state).float(), wanted, dim=-1).mean()
+        return losses
 
 
 class Heads(nn.Module):
@@ -123,8 +182,3 @@ def write_preprocessor(folder: Path, kind: str, size: int = 128) -> None:
             "image_std": [0.5, 0.5, 0.5],
         },
     )
-
-
-def patches(hidden: tuple[Tensor, ...]) -> Tensor:
-    """The hidden state that is guided. hidden: of every layer, the embeddings first."""
-    return hidden[GUIDED_LAYER]
