@@ -13,6 +13,7 @@ from thisness.errors import ConfigurationError, UserError
 from thisness.evaluation.benchmarks import BENCHMARKS, already_shown, describe, load_benchmark, pairs
 from thisness.evaluation.benchmarks.sentences import context_of, with_place
 from thisness.evaluation.items import Benchmark, BenchSubject, Case
+from thisness.evaluation.metrics import PRESETS
 from thisness.prompt import Prompt, SlotWord
 
 
@@ -57,8 +58,8 @@ def test_the_subjects_place_in_a_sentence_of_words(text, noun, placed, exact):
 
 
 def test_protocols_name_presets_and_all_benchmarks_have_one():
-    presets = {"dreambooth", "dreambench++", "tea", "ezigen", "detex", "harmonizing", "thisness"}
-    assert {protocol.preset for entry in BENCHMARKS.values() for protocol in entry.protocols.values()} == presets
+    named = {protocol.preset for entry in BENCHMARKS.values() for protocol in entry.protocols.values()}
+    assert named == set(PRESETS)
     published = {name: next(iter(entry.protocols.values())) for name, entry in BENCHMARKS.items()}
     assert published["dreambench"].seeds * 30 * 25 == 3000
     detex, ezigen = (BENCHMARKS["dreambench"].protocols[size] for size in ("detex", "ezigen"))

@@ -6,7 +6,7 @@ It is not published as files: it is taken from one's own copies of DreamBench an
      "pictures": [{"source": "dreambench", "picture": "cat/00.jpg", "noun": "cat", "sha256": "..."}, ...],
      "prompts": ["a {subject} sleeping", ...]}
 
-which `python -m thisness.evaluation.benchmarks.ds DREAMBENCH CUSTOMCONCEPT101 ds.json` writes. Relative folders are
+which `python -m thisness.evaluation.benchmarks DREAMBENCH CUSTOMCONCEPT101 ds.json` writes. Relative folders are
 relative to the manifest. The two data sets have 20 live animals, so "38" is our reading: the first picture of each by
 name, then the second of the first 18. The list of sentences is unpublished but for three (sleeping, standing, playing
 guitar): the eleven here are ours.
@@ -16,7 +16,6 @@ Source: Harmonizing Visual and Textual Embeddings for Zero-Shot Text-to-Image Cu
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def read(path: Path) -> Contents:
     if not file.is_file():
         raise ArtefactError(
             f"{file} is not there: write it with "
-            "python -m thisness.evaluation.benchmarks.ds DREAMBENCH CUSTOMCONCEPT101 ds.json"
+            "python -m thisness.evaluation.benchmarks DREAMBENCH CUSTOMCONCEPT101 ds.json"
         )
     data = read_json(file)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -171,14 +170,3 @@ def _root(folder: Path, below: str) -> Path:
 def _noun(name: str) -> str:
     bare = name.removeprefix("pet_").rstrip("0123456789")
     return bare if bare in LIVE_CLASSES else "animal"
-
-
-if __name__ == "__main__":
-    from ...errors import ThisnessError
-
-    if len(sys.argv) != 4:
-        sys.exit("usage: python -m thisness.evaluation.benchmarks.ds DREAMBENCH CUSTOMCONCEPT101 ds.json")
-    try:
-        print(f"{write_manifest(*sys.argv[1:])}: {COUNT} pictures, {len(POSES)} sentences")
-    except ThisnessError as problem:
-        sys.exit(str(problem))
