@@ -70,7 +70,9 @@ def kept(prompt: Prompt, concepts: Mapping[str, Concept], keep: Sequence[Keep | 
             )
         elif each.attribute not in phrases:
             known = ", ".join(phrases)
-            problems.append(f"{each.attribute!r}{nearest(each.attribute, phrases)}: {slot or 'it'} can keep {known}")
+            problems.append(
+                f"{each.attribute!r}{nearest(each.attribute, phrases)}: {concepts[slot].name} can keep {known}"
+            )
         elif each.picture >= len(phrases[each.attribute]):
             last = len(phrases[each.attribute]) - 1
             problems.append(f"{each.attribute}:{each.picture}: its pictures are 0 to {last}")

@@ -89,20 +89,20 @@ def replaced_weights(
         for name, module in modules.items():
             own = before[name]
             if train:
-                module.weight = weights[name]  # type: ignore[assignment]
+                module.weight = weights[name]
                 handles.append(module.register_forward_pre_hook(_to_weight))
                 handles.append(module.register_forward_hook(_StartKept(own.dtype, keep_start)))
             else:
                 new = nn.Parameter(weights[name].detach().to(own.device, own.dtype).clone(), requires_grad=False)
-                module.weight = new  # type: ignore[assignment]
-            module.weight.replaced_by = owner  # type: ignore[union-attr]
+                module.weight = new
+            module.weight.replaced_by = owner  # type: ignore[attr-defined]
         yield
     finally:
         for handle in handles:
             handle.remove()
         for name, module in modules.items():
             if name in before:
-                module.weight = before[name]  # type: ignore[assignment]
+                module.weight = before[name]
 
 
 class _StartKept:
@@ -122,7 +122,7 @@ def _to_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
     (hidden,) = inputs
     if torch.is_autocast_enabled(hidden.device.type):
         return inputs
-    return (hidden.to(module.weight.dtype),)  # type: ignore[union-attr,arg-type]
+    return (hidden.to(_own(module).dtype),)
 
 
 def _refuse_second(before: Mapping[str, Any], weights: Mapping[str, Tensor], owner: str) -> None:

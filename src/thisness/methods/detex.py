@@ -165,10 +165,10 @@ def attribute_of(noun: str, asked: str) -> str:
 
 
 def check_masks(subject: Subject) -> None:
-    """Refuse masks that say nothing.
+    """Refuse masks that say nothing. (Empty ones no subject has.)
 
     Raises:
-        ImageError: pictures without a mask, empty ones, or such that cover all; all of it at once.
+        ImageError: pictures without a mask, or masks that cover all; all of it at once.
     """
     names = subject.files or tuple(f"picture {number}" for number in range(len(subject.images)))
     problems = []
@@ -177,8 +177,6 @@ def check_masks(subject: Subject) -> None:
             problems.append(
                 f"{name} has no mask (white the subject): put {name.rpartition('.')[0] or name}_mask.png beside it"
             )
-        elif mask.max() < 0.5:
-            problems.append(f"the mask of {name} is empty: paint the subject white")
         elif mask.mean() > LARGEST:
             problems.append(f"the mask of {name} covers {mask.mean():.0%}: leave the background black")
     hint = " (or learn without masks: gamma=0, attention_weight=0)"
