@@ -150,7 +150,8 @@ def _write_block(folder: Path, rows: Mapping[str, Tensor]) -> Path:
 
     keys = sorted(rows)
     vectors = torch.stack([rows[key] for key in keys]).contiguous()
-    metadata = {"keys": json.dumps(keys), "sha256": sha256(vectors.numpy().tobytes())}
+    said = json.dumps({"keys": keys, "sha256": sha256(vectors.numpy().tobytes())})
+    metadata = {"block": said}  # one entry: several would be written in any order, and equal blocks be unequal files
     file = folder / f"{sha256(''.join(keys).encode())[:24]}.safetensors"
     write_with(file, lambda partial: _write(partial, save({"vectors": vectors}, metadata)))
     return file
@@ -190,12 +191,12 @@ def _read_block(file: Path) -> dict[str, Tensor]:
 
     try:
         with safe_open(file, "pt") as opened:
-            metadata, vectors = opened.metadata() or {}, opened.get_tensor("vectors")
-        keys = json.loads(metadata["keys"])
+            said, vectors = json.loads((opened.metadata() or {})["block"]), opened.get_tensor("vectors")
+        keys, digest = said["keys"], said["sha256"]
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ArtefactError(f"{file} is damaged ({type(error).__name__})") from error
-    if len(keys) != len(vectors) or sha256(vectors.numpy().tobytes()) != metadata.get("sha256"):
+    if len(keys) != len(vectors) or sha256(vectors.numpy().tobytes()) != digest:
         raise ArtefactError(f"{file} is damaged: its numbers are not those that were written")
     return dict(zip(keys, vectors, strict=True))

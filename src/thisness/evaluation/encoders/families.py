@@ -62,6 +62,7 @@ class Family:
         """
         import torch
         import transformers
+        from safetensors import SafetensorError
 
         with quiet():
             try:
@@ -73,7 +74,7 @@ class Family:
                     output_loading_info=True,
                     **self.options,
                 )
-            except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
                 line = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 raise ArtefactError(
                     f"{folder.name}: transformers cannot load it as {self.class_name} ({line})"
