@@ -230,7 +230,9 @@ def test_which_metrics_decide():
 def test_text_is_made_harmless():
     assert plain("a\n\tb \u202e\x00c") == "a b \ufffd\ufffdc" and plain("\ud800") == "\ufffd"
     assert escaped("<&\"'>") == "&lt;&amp;&quot;&#x27;&gt;"
-    assert escaped_markdown("a|b *c* <d> [e](f)") == r"a\|b \*c\* &lt;d&gt; \[e\]\(f\)"
+    assert escaped_markdown("a|b *c* <d> [e](f)") == r"a\|b \*c\* &lt;d&gt; \[e\](f)"
+    assert escaped_markdown("# a-b. c") == r"\# a-b. c" and escaped_markdown("1. a") == r"1\. a"
+    assert escaped_markdown("see http://evil and WWW.evil") == r"see http\://evil and WWW\.evil"
     assert fenced("x ```` y").startswith("`````\n") and number(-0.0001) == "0.000" and number(None) == "n/a"
 
 

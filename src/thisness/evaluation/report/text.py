@@ -9,7 +9,8 @@ from typing import Any
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
 )  # control characters, what turns the direction of writing around, halves of characters
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~$@]|^[#+=-]|(?<=^\d)[.)]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+# formatting, links, what begins a heading or a list, and addresses that become links by themselves
 
 
 def plain(text: Any) -> str:
