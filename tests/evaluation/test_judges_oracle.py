@@ -168,6 +168,12 @@ def test_identity_states_the_readers_accuracy(tmp_path):
     assert make_judge(f"oracle:weights={tmp_path}")[0].identity["accuracy"] == "unmeasured"
     (tmp_path / "accuracy.json").write_text('{"pose": 98.8}')
     assert make_judge(f"oracle:weights={tmp_path}")[0].identity["accuracy"] == {"pose": 98.8}
+    (stale,) = make_judge(f"oracle:weights={tmp_path},columns=pose")
+    with open(tmp_path / "model.safetensors", "r+b") as file:  # other weights arrive before the first picture
+        file.seek(-2, 2)
+        file.write(b"\x00\x01")
+    with pytest.raises(ArtefactError, match="has changed since this judge was made"):
+        stale.score([Item("i", "r", "s", "c", 0, picture(1), (), "dog", "a dog")])
     (tmp_path / "config.json").write_text('{"kind": "judge", "attributes": {}}')
     with pytest.raises(ArtefactError, match="reads other attributes"):
         make_judge(f"oracle:weights={tmp_path}")

@@ -84,7 +84,7 @@ class OracleReader:
         self.identity: dict[str, Any] = {
             "judge": "oracle",
             "model": f"Playroom reader ({config.get('kind')})",
-            "weights": sha256(folder / "model.safetensors")[:16],
+            "weights": _weights_hash(folder),
             "accuracy": read_json(accuracy) if accuracy.is_file() else "unmeasured",
         }
         self._reader: Reader | None = None
@@ -107,13 +107,20 @@ class OracleReader:
         from ...playroom.models import Reader
 
         if self._reader is None:
-            self._reader = Reader.load(self.folder).to(self.device)
+            loaded = Reader.load(self.folder).to(self.device)
+            if _weights_hash(self.folder) != self.identity["weights"]:
+                raise ArtefactError(f"{self.folder} has changed since this judge was made: make it anew")
+            self._reader = loaded
         pixels = np.stack([np.asarray(picture.image.convert("RGB")) for picture in pictures])
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         with torch.no_grad():
             read = {name: logits.double().softmax(1).cpu().numpy() for name, logits in self._reader(images).items()}
         for row, picture in enumerate(pictures):
             self._readings[picture.hash] = {name: values[row] for name, values in read.items()}
+
+
+def _weights_hash(folder: Path) -> str:
+    return sha256(folder / "model.safetensors")[:16]
 
 
 class OracleColumn(Column):
