@@ -11,6 +11,7 @@ data ─► teacher ─► features ─┬─► clip, identity ─► the ruler
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,8 +136,8 @@ def train_text(place: Workplace, steps: int | None = None, stop_after: float | N
 
 
 def adopt(place: Workplace, source: Path = WEIGHTS) -> None:
-    """Take the shipped models as built here, so that they can be trained further: `train unet` and `train judge` then
-    start from them."""
+    """Take the shipped models as built here, so that they can be trained further: `train unet`, `judge`, `clip` and
+    `identity` then start from them."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -146,6 +147,9 @@ def adopt(place: Workplace, source: Path = WEIGHTS) -> None:
     CLIPTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(place.built("text"))
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(place.built("unet-start"))
     Reader.load(source / "judge").save(place.built("judge-start"))
+    for name in ("clip", "identity"):
+        if (source / name / "config.json").exists():
+            shutil.copytree(source / name, place.built(f"{name}-start"), dirs_exist_ok=True)
 
 
 def train_unet(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
@@ -186,12 +190,18 @@ def train_clip(place: Workplace, steps: int | None = None, stop_after: float | N
 
 
 def train_identity(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from transformers import ViTModel
+
     from .identity import IDENTITY, IdentityTask
     from .ruler import write_preprocessor
 
     features = encoded("features", place, place.built("teacher"))
     teacher = Reader.load(place.built("teacher"))
     task = IdentityTask(place.train_data(), place.held_out_data(), features, teacher)
+    start = place.built("identity-start")
+    if (start / "config.json").exists():
+        task.encoder.load_state_dict(ViTModel.from_pretrained(start, add_pooling_layer=False).state_dict())
+        task.name = "identity-more"  # a run of its own: its schedule begins anew
     done = _run(task, IDENTITY, place, steps, stop_after)
     if done:
         task.encoder.cpu().eval().save_pretrained(place.built("identity"))
@@ -254,8 +264,6 @@ def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None)
 
 def _ship_encoder(source: Path, target: Path) -> None:
     """The same folder with its weights in half precision; its config says that they are computed in single."""
-    import shutil
-
     from ...files import load_tensors, save_tensors
 
     target.mkdir(parents=True, exist_ok=True)
