@@ -62,6 +62,23 @@ def test_round_trip(tmp_path):
     assert Concept.load(tmp_path / "rufus").hash == concept.hash
 
 
+def test_words_that_keep_something_are_read_only_as_plain_words_with_a_token(tmp_path):
+    """They go into prompts: no braces, nothing that the concept does not bring."""
+    keeps = {"pose": ["with <rufus_1> pose"]}
+    concept = learned(keeps=keeps)
+    concept.save(tmp_path / "rufus")
+    assert Concept.load(tmp_path / "rufus").keeps == {"pose": ("with <rufus_1> pose",)} and learned().keeps == {}
+    for bad in (
+        {"pose": ["{subject} <rufus_1>"]},
+        {"pose": ["with pose"]},
+        {"pose": "<rufus_1>"},
+        {"": ["<rufus_1>"]},
+        [],
+    ):
+        with pytest.raises(ArtefactError, match="keeps must have, by attribute"):
+            check_manifest({**concept.manifest, "keeps": bad}, "x")
+
+
 def test_extra_files_belong_to_the_artefact(tmp_path):
     learned().save(tmp_path / "rufus", extra=lambda folder: (folder / "log.txt").write_text("5 steps") and None)
     assert "log.txt" in json.loads((tmp_path / "rufus" / "COMPLETE.json").read_text())["files"]

@@ -83,6 +83,33 @@ def test_named_concepts_go_to_their_placeholders(base_folder, photos, concept_fo
     assert {slot: entry["name"] for slot, entry in record["concepts"].items()} == {"rex": "rex", "mug": "mug"}
 
 
+def test_what_is_kept_is_said_in_the_sentence_and_replays(base_folder, photos, concept_folder, tmp_path, refused):
+    """Learned without masks, mappers and image encoder, in one step."""
+    less = ("steps=1", "prior_pictures=0", "gamma=0", "attention_weight=0", "mappers=none")
+    learn = ["learn", "detex", str(photos), "--noun", "dog", "--base", str(base_folder), "--out", str(tmp_path / "c")]
+    assert cli.run([*learn, *(word for pair in less for word in ("--set", pair))]) == 0
+    words = [
+        "generate",
+        "a {subject}",
+        "--base",
+        str(base_folder),
+        *QUICK,
+        "--seeds",
+        "0",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    words += ["--concept", str(tmp_path / "c")]
+    assert cli.run([*words, "--keep", "pose:2", "--keep", "background:0"]) == 0
+    (picture,) = (tmp_path / "o").glob("*-seed-0.png")
+    assert read_record(picture)["sentence"] == "a <rex> dog <rex-p-2> in the <rex-b-0>"
+    again = ["inspect", str(picture), "--replay", str(tmp_path / "again"), "--base", str(base_folder)]
+    assert cli.run([*again, "--concept", str(tmp_path / "c")]) == 0
+    assert "write ATTRIBUTE:PICTURE" in refused(*words, "--keep", "pose")
+    assert "its pictures are 0 to 3" in refused(*words, "--keep", "pose:4")
+    assert "learns no words for pose" in refused(*words[:-1], str(concept_folder), "--keep", "pose:0")
+
+
 def test_a_subject_gives_its_noun_and_the_references(base_folder, photos, tmp_path):
     words = ["generate", "a {subject}", "--base", str(base_folder), *QUICK, "--seeds", "0"]
     assert cli.run([*words, "--subject", str(photos), "--noun", "cat", "--out", str(tmp_path / "with")]) == 0

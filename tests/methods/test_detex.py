@@ -361,7 +361,7 @@ def test_wrong_keeps_are_one_line(base, concept):
     ):
         with pytest.raises(UserError, match=said):
             generate(base, "a {subject}" if given else "a dog", concept=given, keep=[keep])
-    with pytest.raises(UserError, match="pose is to be kept of two pictures"):
+    with pytest.raises(UserError, match="view is to be kept of two pictures"):
         generate(base, "a {subject}", concept=concept, keep=["pose:0", "view:1"])
     for text in ("pose", "pose:", "pose:x", ":2", "Pose:1"):
         with pytest.raises(UserError, match="write ATTRIBUTE:PICTURE"):
