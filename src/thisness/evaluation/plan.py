@@ -157,11 +157,11 @@ def narrowed(
                 problems.append(f"{benchmark.name} has no {what} {name!r}{nearest(name, valid)}: {', '.join(valid)}")
     raise_all(problems)
     kept = tuple(each for each in benchmark.subjects if not subjects or each.name in subjects)
-    names = {each.name for each in kept}
+    dropped = {each.name for each in benchmark.subjects} - {each.name for each in kept}
     cases = tuple(
         case
         for case in benchmark.cases
-        if (not families or case.family in families) and all(name in names for _, name in case.subjects)
+        if (not families or case.family in families) and not any(name in dropped for _, name in case.subjects)
     )
     if not cases:
         raise ConfigurationError(f"nothing of {benchmark.name} is left with these subjects and families: name others")

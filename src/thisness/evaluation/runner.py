@@ -182,6 +182,7 @@ class _Run:
         broken = self._learn()
         self._make(broken)
         self._score()
+        self.results.tidy()
         self.finished.summary = summary(self.begun, self.state)
         for row in self.rows:
             if row.id in self.state.failures and row.role == "picture":
@@ -294,7 +295,7 @@ class _Run:
             self.finished.notes += outcome.result["notes"]
             values = outcome.result["values"]
             if values:
-                self._note([
+                self._note_scores([
                     {
                         "kind": "score",
                         "id": row.id,
@@ -391,6 +392,10 @@ class _Run:
         self.results.append(entries)
         for entry in entries:
             self.state.add(entry)
+
+    def _note_scores(self, entries: Sequence[Entry]) -> None:
+        """Those that are not said already, as where one of many was lost."""
+        self._note([entry for entry in entries if entry not in self.state.scores.get(entry["id"], ())])
 
     def say(self, text: str) -> None:
         if self.progress:
