@@ -365,7 +365,7 @@ def _draw(
             for prompt in shown
         ],
         references=subject.images[:4],
-        title=f"{subject.noun}, seed {seeds[0]} of {len(seeds)}; bars are 95 % intervals over sentences and seeds",
+        title=f"{subject.name}, seed {seeds[0]}. The bars: 95 % intervals over {len(prompts)} x {len(seeds)} pictures",
         row_labels=[prompt.text for prompt in shown],
         tile=112,
     )
