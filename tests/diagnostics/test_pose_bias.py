@@ -1,5 +1,5 @@
-"""The numbers and the verdict. Oracles: synthetic sets whose bias is built in, chances counted by drawing, an example that
-Newcombe published."""
+"""The numbers and the verdict. Oracles: synthetic sets whose bias is built in, chances counted by drawing, a published
+example."""
 
 import itertools
 import json
