@@ -15,7 +15,8 @@ from thisness.evaluation.results import ResultsFile, State, check_out, line_of, 
 ENTRIES = [
     {"kind": "picture", "id": "a", "sha256": "1", "seconds": 0.1},
     {"kind": "failure", "id": "b", "reason": 'no "word" <é>\u2028'},
-    {"kind": "score", "id": "a", "image": "1", "of": "", "values": {"m": 0.1 + 0.2, "n": None}, "identities": {"m": "i"}},
+    {"kind": "score", "id": "a", "image": "1", "of": "",
+     "values": {"m": 0.1 + 0.2, "n": None}, "identities": {"m": "i"}}
 ]  # fmt: skip
 
 
