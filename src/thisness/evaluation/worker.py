@@ -429,6 +429,7 @@ class Worker:
             family=row.family,
             expected=case.expected,
             truths=subject.truths if shown and subject else (),
+            category=subject.category if shown and subject else "",
             baseline=self._made(row.baseline) if row.baseline and self._path(row.baseline).is_file() else None,
             source=_source(case),
         )
