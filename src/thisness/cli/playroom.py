@@ -107,6 +107,9 @@ def check(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write the first 48 drawn pictures here.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON here.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write what the judge reads right beside its weights: the oracle says it.")
+    ] = False,
 ) -> None:
     """Measure the embedded models on fresh held-out renders and prompts; exits with 1 when one is under its floor."""
     from dataclasses import asdict
@@ -144,6 +147,12 @@ def check(
     Console().print(table)
     if json_out:
         write_json(json_out, [asdict(line) for line in lines])
+    if record:
+        right = {line.what: round(line.value, 1) for line in lines if line.part == "judge on renders"}
+        if not right:
+            raise UserError('--record writes what "judge on renders" measures: leave --only out, or name that part')
+        measured = {"command": "thisness playroom check", "pictures": count, "per cent right on renders": right}
+        write_json((weights or WEIGHTS) / "judge" / "accuracy.json", measured)
     failed = [line for line in lines if not line.passed]
     if failed:
         typer.echo(f"under the floor: {', '.join(f'{line.part}: {line.what}' for line in failed)}", err=True)
