@@ -85,7 +85,7 @@ def test_named_concepts_go_to_their_placeholders(base_folder, photos, concept_fo
 
 def test_what_is_kept_is_said_in_the_sentence_and_replays(base_folder, photos, concept_folder, tmp_path, refused):
     """Learned without masks, mappers and image encoder, in one step."""
-    less = ("steps=1", "prior_pictures=0", "gamma=0", "attention_weight=0", "mappers=none")
+    less = ("steps=1", "prior_pictures=0", "gamma=0", "attention_weight=0", "mappers=free")
     learn = ["learn", "detex", str(photos), "--noun", "dog", "--base", str(base_folder), "--out", str(tmp_path / "c")]
     assert cli.run([*learn, *(word for pair in less for word in ("--set", pair))]) == 0
     words = [

@@ -41,7 +41,7 @@ SMALLEST: dict[str, list[dict]] = {
     "custom-diffusion": [{"start": "sks", "flip": True, **PRIOR}, {"start": "", "background": 0.2, **PRIOR}],
     "detex": [
         {**DETEX, **PRIOR},
-        {**DETEX, **PRIOR, "mappers": "none", "attention_weight": 0.0, "gamma": 1.0, "masked": True},
+        {**DETEX, **PRIOR, "mappers": "free", "attention_weight": 0.0, "gamma": 1.0, "masked": True},
         {**DETEX, "prior_pictures": 0, "mappers": "each", "attribute": "view", "pose_input": "filtered"},
     ],
 }

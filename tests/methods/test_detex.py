@@ -88,7 +88,7 @@ def grads(module) -> dict[str, float]:
 def test_each_picture_moves_only_its_own_words(base, subject):
     """Free rows. A sentence with P_1 alone leaves every other row and the class's sentence leaves all at zero."""
     with ExitStack() as stack:
-        task = task_of(base, subject, stack, mappers="none", attention_weight=0.0)
+        task = task_of(base, subject, stack, mappers="free", attention_weight=0.0)
         parts = task.modules()["mappers"]
         encode(base, "a photo of a dog with <rufus-p-1>").embeds.square().sum().backward()
         pose, place = (part.rows.grad for part in parts["text_encoder"])
@@ -111,7 +111,7 @@ def test_gradient_of_a_shared_mapper_is_the_sum_over_its_rows(base, subject):
         found = {name: p.grad.clone() for name, p in mapped.named_parameters()}
         with ExitStack() as other:
             stack.pop_all().close()
-            free = task_of(base, subject, other, attention_weight=0.0, mappers="none")
+            free = task_of(base, subject, other, attention_weight=0.0, mappers="free")
             with torch.no_grad():
                 free.modules()["words"]["text_encoder"].copy_(task.modules()["words"]["text_encoder"])
                 for part, of in zip(free.modules()["mappers"]["text_encoder"],
@@ -156,7 +156,7 @@ def test_vocabulary_and_all_else_stay_to_the_bit(base, subject, concept):
 
 
 def test_without_its_additions_it_is_custom_diffusion_to_the_bit(base, subject):
-    same = {"gamma": 0.0, "attention_weight": 0.0, "attributes": "none"}
+    same = {"gamma": 0.0, "attention_weight": 0.0, "attributes": "neither"}
     one = learn("detex", subject, base, progress=False, **SETTINGS | same)
     names = ("image_encoder", "pose_words", "background_words", "pose_start", "background_start")
     shared = {key: value for key, value in SETTINGS.items() if key not in names}
@@ -231,7 +231,7 @@ def test_attention_loss_is_zero_where_the_map_is_the_mask():
         assert attention_loss(mask * factor, mask).tolist() == [0, 0]
     wrong = attention_loss(1 - mask, mask)
     assert wrong.tolist() == [1, 1]
-    assert attention_loss(mask * 0.5, mask, scale="none").tolist() == [0.125, 0.0625]
+    assert attention_loss(mask * 0.5, mask, scale="raw").tolist() == [0.125, 0.0625]
     torch.testing.assert_close(attention_loss(1 - mask, mask, distance="l2"), torch.tensor([2.0, 2.0]))
     assert (
         attention_loss(torch.full((1, 4), 0.1), torch.zeros(1, 4)).item() == 1

@@ -15,7 +15,7 @@ from thisness.recipe import described
 
 
 def learn(
-    method: Annotated[str, typer.Argument(help="How: dreambooth-lora, textual-inversion.")],
+    method: Annotated[str, typer.Argument(help="How: dreambooth-lora, textual-inversion, custom-diffusion, detex.")],
     pictures: Annotated[Path | None, typer.Argument(help="A folder of pictures, or one picture.")] = None,
     noun: Annotated[str, typer.Option(help='What kind of thing it is, in a word of the base: "dog".')] = "",
     name: Annotated[str | None, typer.Option(help="Name of the concept; the folder's by default.")] = None,

@@ -75,12 +75,12 @@ class DetexSettings(PriorSettings, TuningSettings):
     masked: bool = setting(False, "where the background is removed, count only the loss inside the mask")
     attention_weight: float = setting(0.01, "of the loss on attention maps (lambda_CA); 0: no such loss")
     attention_grid: int | None = setting(None, "side of the maps that it looks at; half of the latents' by default")
-    attention_scale: Literal["max", "none"] = setting(
-        "max", "divide each map by its largest value, or take it as it is"
+    attention_scale: Literal["max", "raw"] = setting(
+        "max", "divide each map by its largest value, or take it raw"
     )
     attention_distance: Literal["mse", "l2"] = setting("mse", "mean squared error, or the norm of the difference")
     attention_mask: Literal["area", "nearest"] = setting("area", "how masks are brought to the maps' size")
-    attributes: Literal["both", "pose", "background", "none"] = setting("both", "which words each picture has")
+    attributes: Literal["both", "pose", "background", "neither"] = setting("both", "which words each picture has")
     attribute: Literal["auto", "pose", "view"] = setting(
         "auto", "pose of what bends, view of what does not; by the noun"
     )
@@ -88,7 +88,7 @@ class DetexSettings(PriorSettings, TuningSettings):
     background_words: str = setting("in {word} background", "how its background is said")
     pose_start: str = setting("", "words whose mean row poses start near; the attribute's by default")
     background_start: str = setting("background", "words whose mean row backgrounds start near")
-    mappers: Literal["shared", "each", "none"] = setting(
+    mappers: Literal["shared", "each", "free"] = setting(
         "shared", "one mapper for an attribute, one for each picture, or free rows without mappers"
     )
     pose_input: Literal["original", "filtered"] = setting("original", "what the pose's mapper sees of a picture")
@@ -120,7 +120,7 @@ class DetexSettings(PriorSettings, TuningSettings):
 
     def needs_masks(self) -> bool:
         """Whether anything looks at the masks."""
-        attention = self.attention_weight > 0 and self.attributes != "none"
+        attention = self.attention_weight > 0 and self.attributes != "neither"
         return self.gamma > 0 or attention or self.masked or self.pose_input == "filtered"
 
 
@@ -128,7 +128,7 @@ class DetexSettings(PriorSettings, TuningSettings):
 
 
 def attention_loss(
-    maps: Tensor, wanted: Tensor, scale: Literal["max", "none"] = "max", distance: Literal["mse", "l2"] = "mse"
+    maps: Tensor, wanted: Tensor, scale: Literal["max", "raw"] = "max", distance: Literal["mse", "l2"] = "mse"
 ) -> Tensor:
     """How far the attention to a word is from where it should be. 0 where the map is the mask, whatever its scale.
 
@@ -219,7 +219,7 @@ class Sentences:
 
 def _attributes(settings: DetexSettings) -> tuple[str, ...]:
     """Which attributes have words, in the order of their tokens."""
-    return {"both": ("pose", "background"), "none": ()}.get(settings.attributes, (settings.attributes,))
+    return {"both": ("pose", "background"), "neither": ()}.get(settings.attributes, (settings.attributes,))
 
 
 def detex_tokens(name: str, pictures: int, attributes: tuple[str, ...]) -> tuple[str, ...]:
@@ -381,7 +381,7 @@ class Detex(TuningMethod):
     def _tables(self, base: Base, subject: Subject, settings: DetexSettings) -> dict[str, WordTable]:
         """The words of each text encoder, as they start."""
         attributes, count = _attributes(settings), len(subject.images)
-        features = self._features(base, subject, settings) if attributes and settings.mappers != "none" else {}
+        features = self._features(base, subject, settings) if attributes and settings.mappers != "free" else {}
         asked = attribute_of(subject.noun, settings.attribute)
         starts = {"pose": settings.pose_start or asked, "background": settings.background_start}
         generator = torch.Generator().manual_seed(settings.seed)
@@ -391,7 +391,7 @@ class Detex(TuningMethod):
                 parts: list[nn.Module] = []
                 for attribute in attributes:
                     start = vocabulary_rows(base, starts[attribute])[encoder].mean(0).cpu()
-                    if settings.mappers == "none":
+                    if settings.mappers == "free":
                         parts.append(Free(count, start, generator))
                         continue
                     seen = features[attribute]
