@@ -303,3 +303,34 @@ def test_unreadable_preprocessing():
         Preprocessing.from_config({"size": 3}, whole_number_is_square=True, where="somewhere")
     with pytest.raises(ConfigurationError, match="interpolation"):
         Preprocessing(8, None, interpolation="cubic")
+
+
+def test_the_playrooms_clip_is_its_two_halves_put_together(tmp_path):
+    """Its vision tower and projections in one folder, the text tower in that of `playroom-sd`. Oracle: the halves."""
+    import torch.nn.functional as F
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from thisness.playroom.models import make_clip_vision, save_clip
+    from thisness.playroom.recipes.common import WEIGHTS
+
+    torch.manual_seed(5)
+    vision, words = (
+        make_clip_vision().eval(),
+        torch.nn.ModuleDict({"projection": torch.nn.Linear(192, 192, bias=False)}),
+    )
+    words.register_parameter("logit_scale", torch.nn.Parameter(torch.tensor(2.0)))
+    (tmp_path / "playroom-sd").symlink_to(WEIGHTS / "playroom-sd")
+    save_clip(tmp_path / "clip", vision, words)
+    encoder = open_encoder(tmp_path / "clip")
+    assert encoder.identity["kind"] == "playroom-clip"
+    with torch.no_grad():
+        expected = vision(pixel_values=encoder.preprocessing([noise(1)])).image_embeds
+        assert torch.allclose(encoder.images([noise(1)]), expected, atol=1e-4)
+        tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "playroom-sd" / "tokenizer")
+        text = CLIPTextModel.from_pretrained(WEIGHTS / "playroom-sd" / "text_encoder").eval()
+        sentences = ["a photo of a dog sleeping on the beach", "a red teapot"]
+        for sentence, vector in zip(sentences, encoder.text(sentences), strict=True):
+            said = words["projection"](text(**tokens(sentence, return_tensors="pt")).pooler_output)[0]
+            assert F.cosine_similarity(said, vector, dim=0) > 0.9999
+    with pytest.raises(PromptError, match="takes 48"):
+        encoder.check_text(["a dog on the beach " * 12])
