@@ -141,10 +141,22 @@ def test_the_page_shows_each_map_at_its_place(found):
     from thisness.diagnostics.attention_sheet import _overlay
 
     values = found.pictures[0].maps[2]
-    drawn = np.asarray(_overlay(found.generation.images[0], values).convert("L"), float)
+    top = float((values / values.mean()).max())
+    drawn = np.asarray(_overlay(found.generation.images[0], values, top).convert("L"), float)
     cell = drawn.shape[0] // 8
     grey = drawn.reshape(8, cell, 8, cell).mean((1, 3))
     assert np.corrcoef(grey.ravel(), values.ravel())[0, 1] > 0.9
+
+
+def test_a_flat_map_is_drawn_flat(found):
+    """Faint noise must not look like a pattern."""
+    from PIL import Image
+
+    from thisness.diagnostics.attention_sheet import _overlay
+
+    noise = 1 + 0.01 * np.random.default_rng(0).normal(size=(8, 8))
+    drawn = np.asarray(_overlay(Image.new("RGB", (16, 16), "gray"), noise, 3.0), float)
+    assert np.ptp(drawn, (0, 1)).max() < 16
 
 
 @pytest.mark.parametrize(

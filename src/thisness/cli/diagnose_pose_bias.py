@@ -112,6 +112,6 @@ def _default_encoder(base: Base) -> str:
     if not _of_playroom(base):
         raise UserError(
             f"--encoder is missing: {EMBEDDED} knows the Playroom only; for {base.name} name one that sees poses, e.g. "
-            "--encoder openai/clip-vit-base-patch32"
+            "--encoder clip-b32"
         )
     return EMBEDDED

@@ -273,7 +273,8 @@ def _most(base: Base, options: SamplingOptions, finest: int) -> int:
     """The side that the finest grid has in pictures of this size."""
     trained = base.denoiser.config.sample_size
     trained = trained if isinstance(trained, int) else min(trained)
-    latent = max(base.latent_shape(options.height, options.width)[-2:])
+    height, width = options.height or base.resolution, options.width or base.resolution
+    latent = max(base.latent_shape(height, width)[-2:])
     return max(finest, -(-finest * latent // trained))
 
 

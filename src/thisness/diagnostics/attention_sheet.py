@@ -20,7 +20,8 @@ GLOW = 0.75  # of the map over the greyed picture
 
 
 def draw(found: AttentionMaps) -> Image.Image:
-    """Each picture, its mask, and for each word a map: black where it is read least, pale yellow where most."""
+    """Each picture, its mask, and for each word a map as multiples of its own mean, all on one scale: a word that is
+    read everywhere alike is of one colour, however faintly its map varies."""
     words = [word.text for word in found.words]
     across = min(len(words), ACROSS)
     lines = -(-len(words) // ACROSS)
@@ -34,16 +35,18 @@ def draw(found: AttentionMaps) -> Image.Image:
     )
     side = found.pictures[0].maps.shape[1]
     told = (
-        f"Cross-attention of {len(found.sites)} layers at {side}x{side}, steps {first} to {last} of 0 to {count - 1}. "
-        "Each map is drawn from its smallest to its largest value. In the subject: share of the map inside the mask; "
+        f"Cross-attention of {len(found.sites)} layers, brought to {side}x{side}; "
+        f"steps {first} to {last} of 0 to {count - 1}. "
+        "Each map is drawn as multiples of its own mean. In the subject: share of the map inside the mask; "
         "x: that share over the mask's share of the picture, 1 for a map that knows nothing of it. "
         f"Mask: {_mask_text(found)}."
     )
     y = canvas.paragraph(MARGIN, y + 2, told, width - 2 * MARGIN, 13, FAINT) + 10
-    _draw_scale(canvas, MARGIN, y)
+    top = _top(found)
+    _draw_scale(canvas, MARGIN, y, top)
     y += 34
     for number, each in enumerate(pictures):
-        _draw_row(canvas, found, number, each, words, y)
+        _draw_row(canvas, found, number, each, words, y, top)
         y += row_height
     if len(found.pictures) > MOST:
         canvas.text(MARGIN, y, f"and {len(found.pictures) - MOST} more: attention.json", 13, FAINT)
@@ -60,44 +63,53 @@ def _mask_text(found: AttentionMaps) -> str:
     return "none"
 
 
-def _draw_scale(canvas: Canvas, x: float, y: float) -> None:
+def _top(found: AttentionMaps) -> float:
+    """Multiple of a map's mean that is drawn brightest: nearly the largest on the page."""
+    multiples = [values / values.mean() for each in found.pictures for values in each.maps]
+    return max(float(np.quantile(np.stack(multiples), 0.995)), 2.0)
+
+
+def _draw_scale(canvas: Canvas, x: float, y: float, top: float) -> None:
     ramp = Image.fromarray(heat(np.tile(np.linspace(0, 1, 128), (4, 1))).astype(np.uint8))
-    canvas.text(x, y + 8, "least", 12, FAINT, "lm")
-    start = x + text_width("least", 12) + 8
+    canvas.text(x, y + 8, "not read", 12, FAINT, "lm")
+    start = x + text_width("not read", 12) + 8
     canvas.pixels(start, y + 1, ramp, 150, 14)
     canvas.box((start, y + 1, start + 150, y + 15), outline=LINE)
-    canvas.text(start + 158, y + 8, "most", 12, FAINT, "lm")
+    canvas.text(start + 158, y + 8, f"{top:.1f} x the mean, or more", 12, FAINT, "lm")
 
 
-def _draw_row(canvas: Canvas, found: AttentionMaps, number: int, each: PictureMaps, words: list[str], y: float) -> None:
+def _draw_row(
+    canvas: Canvas, found: AttentionMaps, number: int, each: PictureMaps, words: list[str], y: float, top: float
+) -> None:
     picture = found.generation.images[number]
     canvas.text(MARGIN, y + TILE / 2, f"seed {each.seed}", 14, INK, "lm")
     left = MARGIN + LABEL
     canvas.pixels(left, y, picture, TILE, TILE)
-    canvas.text(left + TILE / 2, y + TILE + 5, "picture", 14, INK, "ma")
+    canvas.text(left + TILE / 2, y + TILE + 3, "picture", 15, INK, "ma")
     left += TILE + GAP
     if each.mask is not None:
         canvas.pixels(left, y, _masked(picture, each.mask), TILE, TILE)
-        canvas.text(left + TILE / 2, y + TILE + 5, f"mask: {each.mask.mean():.0%} of the picture", 13, INK, "ma")
+        canvas.text(left + TILE / 2, y + TILE + 3, "mask", 15, INK, "ma")
+        canvas.text(left + TILE / 2, y + TILE + 21, f"{each.mask.mean():.0%} of the picture", 12, FAINT, "ma")
     else:
         canvas.box((left, y, left + TILE, y + TILE), outline=LINE)
         canvas.text(left + TILE / 2, y + TILE / 2, "no mask", 13, FAINT, "mm")
     left += TILE + GAP
     for index, (word, values, numbers) in enumerate(zip(words, each.maps, each.numbers, strict=True)):
-        x, top = left + index % ACROSS * (TILE + GAP), y + index // ACROSS * (TILE + 44)
-        canvas.pixels(x, top, _overlay(picture, values), TILE, TILE)
-        canvas.text(x + TILE / 2, top + TILE + 3, _fitted(word, TILE), 15, INK, "ma")
+        x, above = left + index % ACROSS * (TILE + GAP), y + index // ACROSS * (TILE + 44)
+        canvas.pixels(x, above, _overlay(picture, values, top), TILE, TILE)
+        canvas.text(x + TILE / 2, above + TILE + 3, _fitted(word, TILE), 15, INK, "ma")
         if numbers.inside is not None:
             said = f"{numbers.inside:.0%} in the subject, x {numbers.ratio:.1f}"
-            canvas.text(x + TILE / 2, top + TILE + 21, said, 12, FAINT, "ma")
+            canvas.text(x + TILE / 2, above + TILE + 21, said, 12, FAINT, "ma")
 
 
-def _overlay(picture: Image.Image, values: np.ndarray) -> Image.Image:
-    """A map over its picture in grey."""
+def _overlay(picture: Image.Image, values: np.ndarray, top: float) -> Image.Image:
+    """A map over its picture in grey. top: the multiple of its mean that is brightest."""
     size = (2 * TILE, 2 * TILE)
     grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.LANCZOS), float)[..., None]
-    stretched = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
-    large = Image.fromarray(stretched.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    relative = values / values.mean() / top
+    large = Image.fromarray(relative.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
     colours = heat(np.clip(np.asarray(large), 0, 1))
     return Image.fromarray((GLOW * colours + (1 - GLOW) * grey).round().astype(np.uint8))
 
