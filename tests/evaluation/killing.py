@@ -65,13 +65,13 @@ class Writing:
 
 POINTS = {
     "before run.json": lambda: setattr(starting, "write_json", kill_self),
+    "identities": lambda: setattr(runner, "note_metrics", at_call(1, runner.note_metrics)),
     "learning": lambda: setattr(tuning.TuningTask, "loss", at_call(2, tuning.TuningTask.loss)),
     "concept without line": lambda: setattr(worker, "_logged_seconds", at_call(1, worker._logged_seconds)),
     "picture without line": lambda: setattr(runner, "_put", at_call(2, runner._put)),
     "half a picture": lambda: setattr(runner, "_put", at_call(2, runner._put, before=half_file)),
     "half a line": lambda: setattr(results, "os", Writing(at_call(2, os.write, before=half_line))),
     "a batch half noted": lambda: setattr(results, "os", Writing(at_call(3, os.write))),
-    "identities": lambda: setattr(runner, "note_metrics", at_call(1, runner.note_metrics)),
     "some scores": lambda: setattr(runner.ResultsFile, "append", at_call(2, runner.ResultsFile.append)),
     "half a score": lambda: setattr(results, "os", Writing(at_call(4, os.write, before=half_line))),
     "before the summary": lambda: setattr(runner, "summary", kill_self),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation import toys
+from evaluation import rulers, toys
 from PIL import Image
 
 import tiny
@@ -274,7 +274,9 @@ def test_wrong_input_is_refused_before_anything_is_made(base, bench, tmp_path):
         "'../x' must be": replace(bench, cases=(replace(bench.cases[0], id="../x"),)),
         "there is no subject 'max'": replace(bench, cases=(replace(bench.cases[0], subjects=(("subject", "max"),)),)),
         "unknown placeholder": replace(bench, cases=(replace(bench.cases[0], text="a {toy} sleeping"),)),
-        "is not there": replace(bench, subjects=(replace(bench.subjects[0], pictures=(tmp_path / "no.png",)),)),
+        "is not there": replace(
+            bench, subjects=(replace(bench.subjects[0], pictures=(tmp_path / "no.png",)), bench.subjects[1])
+        ),
     }
     for says, given in wrong.items():
         with pytest.raises(UserError, match=says):
@@ -288,3 +290,26 @@ def test_wrong_input_is_refused_before_anything_is_made(base, bench, tmp_path):
         with pytest.raises(UserError, match=says):
             go(base, bench, tmp_path / "run", **changes)
     assert not (tmp_path / "run/run.json").exists() and not (tmp_path / "run/images").exists()
+
+
+def test_values_do_not_tell_where_a_run_was_interrupted(base, bench, tmp_path):
+    """With real encoders and their cache: rows in batches of other sizes would differ in their last bits."""
+    clip, vit = rulers.save_clip(tmp_path / "clip"), rulers.save_vit(tmp_path / "vit")
+    metrics = [
+        f'clip-t:encoder="{clip}"',
+        f'clip-i:encoder="{clip}"',
+        f'dino-i:encoder="{vit}"',
+        f'patches:encoder="{vit}"',
+    ]
+    given = {"metrics": [*metrics, f'drift:encoder="{vit}"'], "subjects": ()}
+    out = tmp_path / "run"
+    assert go(base, bench, out, **given).whole
+    before = look(out)
+    assert all(any(v is not None for v in values.values()) for values, _ in before[1].values())
+    lines = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
+    scores = [number for number, line in enumerate(lines) if b'"score"' in line]
+    for keep in (0, 3, len(scores) // 2, len(scores) - 1):
+        lost = set(scores[keep:])
+        (out / "results.jsonl").write_bytes(b"".join(line for number, line in enumerate(lines) if number not in lost))
+        assert go(base, bench, out, **given).whole
+        assert look(out) == before

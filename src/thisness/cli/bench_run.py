@@ -58,7 +58,7 @@ def run(
     Goes on where it was stopped or killed when the same is typed again: nothing is lost, nothing done twice. Exit code
     1 where some pictures could not be made or scored; the others are there, and the same command tries again.
     """
-    from thisness.evaluation.recipes import parse_recipes
+    from thisness.evaluation.recipes import parse_recipes, split_recipes
     from thisness.recipe import parse_spec
 
     parsed = parse_recipes(recipes)
@@ -82,7 +82,7 @@ def run(
             engine=engine,
             workers=workers if workers is not None else _workers(chosen, threads),
             threads=threads,
-            metrics=_names(metrics) or None,
+            metrics=split_recipes([metrics]) or None,
             judges=judge or (),
             folder=folder,
             size=size,

@@ -179,6 +179,7 @@ class _Run:
         if self.results.damaged:
             self.say(f"{self.results.damaged} damaged lines of {RESULTS}: what they said is done again")
         self.state = self._checked()
+        self._identify()  # what is asked for wrongly, or cannot be had, is said before hours of work
         broken = self._learn()
         self._make(broken)
         self._score()
@@ -271,10 +272,7 @@ class _Run:
 
     def _score(self) -> None:
         """The values that are missing."""
-        identities = self._identities()
-        note_metrics(self.folder, {**identities["metrics"], **identities["judges"]})
-        short = {name: identity_hash(each) for group in identities.values() for name, each in group.items()}
-        self.current = short
+        short = {name: identity_hash(each) for group in self.identities.values() for name, each in group.items()}
         of = self._sources()
         buckets: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
@@ -282,7 +280,7 @@ class _Run:
                 buckets.setdefault((row.recipe, row.subject), []).append(row)
         jobs: list[Job] = []
         for rows in buckets.values():
-            for kind, group in identities.items():
+            for kind, group in self.identities.items():
                 for names in self._missing(rows, {name: short[name] for name in group}, of):
                     jobs.append(Score(tuple(rows), names, key="judges" if kind == "judges" else ""))
 
@@ -309,10 +307,11 @@ class _Run:
 
         self._run("scoring", jobs, done, lambda job: len(job.rows) if isinstance(job, Score) else 1)
 
-    def _identities(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        self._run("", [Identify()], lambda job, outcome: found.update(outcome.result))
-        return found
+    def _identify(self) -> None:
+        """What the values will be computed by, of metrics and of judges."""
+        self.identities: dict[str, dict[str, Any]] = {}
+        self._run("", [Identify()], lambda job, outcome: self.identities.update(outcome.result))
+        note_metrics(self.folder, {**self.identities["metrics"], **self.identities["judges"]})
 
     def _sources(self) -> dict[str, str]:
         """For each picture a hash of those that its values are computed from: all seeds of its group, the baselines."""

@@ -205,6 +205,7 @@ def _described(benchmark: Benchmark, hashes: Mapping[str, str]) -> dict[str, Any
     return {
         "name": benchmark.name,
         "preset": benchmark.preset,
+        "notes": list(benchmark.notes),
         "seeds": list(benchmark.seeds),
         "families": list(dict.fromkeys(case.family for case in benchmark.cases)),
         "subjects": {

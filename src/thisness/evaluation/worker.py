@@ -380,16 +380,14 @@ class Worker:
                 from .job_cache import JobCache
 
                 self._cache = JobCache()
-            self._metrics = []
-            for each in self.setup.metrics:
-                self._metrics += self._named_metrics(each) if isinstance(each, str) else [each]
-            _check_names(self._metrics)
+            made = [each for each in self.setup.metrics if not isinstance(each, str)]
+            if names := [each for each in self.setup.metrics if isinstance(each, str)]:
+                from .metrics import make_metrics
+
+                made = [*make_metrics(names, device=self.setup.device, cache=self._cache), *made]
+            _check_names(made)
+            self._metrics = made
         return self._metrics
-
-    def _named_metrics(self, name: str) -> list[Any]:
-        from .metrics import make_metrics
-
-        return list(make_metrics([name], device=self.setup.device, cache=self._cache))
 
     def judges(self) -> list[Any]:
         """All columns of judges, made once."""
