@@ -23,8 +23,9 @@ from PIL import Image
 
 from thisness.evaluation.engines import open_engine, run_jobs
 from thisness.evaluation.items import Benchmark, BenchSubject, Case, Item
+from thisness.evaluation.jobs import Make, Setup, portable
 from thisness.evaluation.runner import run_benchmark
-from thisness.evaluation.worker import Make, Setup, Worker, portable
+from thisness.evaluation.worker import Worker
 
 TARGET_MS = 5.0
 

@@ -66,7 +66,7 @@ def test_failures_are_told_and_the_exit_code_says_so(base_folder, copy, tmp_path
     "more, says",
     [
         (["--recipes", "dreambooth-lore"], "did you mean 'dreambooth-lora'"),
-        (["--metrics", "clip-j"], "did you mean 'clip-i'"),
+        (["--metrics", "dino-j"], "did you mean 'dino-i'"),
         (["--judge", "orakle"], "did you mean 'oracle'"),
         (["--engine", "rai"], "did you mean 'ray'"),
         (["--subjects", "rox"], "did you mean 'rex'"),

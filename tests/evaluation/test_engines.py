@@ -19,10 +19,10 @@ from thisness.errors import UserError
 from thisness.evaluation.engines import Engine, open_engine, run_jobs
 from thisness.evaluation.engines.dispatch import Lost
 from thisness.evaluation.engines.opening import check_engine
+from thisness.evaluation.jobs import Outcome, Share
 from thisness.evaluation.locking import running
 from thisness.evaluation.results import read_run
 from thisness.evaluation.runner import run_benchmark
-from thisness.evaluation.worker import Outcome, Share
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install ray -c constraints.txt"

@@ -84,7 +84,11 @@ def test_what_a_run_holds(whole, base, bench):
     assert run.finished and run.planned == len(run.scored) == 2 * 3 + 2 * 3
     assert set(run.recipes) == {"base-sampling-steps-2", "words"} and run.base["signature"] == base.signature
     assert run.identities == {each.name: each.identity for each in METRICS}
-    assert run.learning.keys() == {("words", "rex")} and run.sizes["words", "rex"] > 0
+    log = (whole / "concepts/words/rex/log.jsonl").read_text().splitlines()
+    assert run.learning == {("words", "rex"): pytest.approx(json.loads(log[-1])["seconds"], abs=1e-3)}
+    assert run.sizes["words", "rex"] == sum(
+        file.stat().st_size for file in whole.glob("concepts/words/rex/*.safetensors")
+    )
     assert run.sentences["rex", "rex-beach"] == "a dog on the beach"
     for copied, given in zip(run.references["rex"], bench.subject("rex").pictures, strict=True):
         assert np.array_equal(np.asarray(Image.open(copied)), np.asarray(Image.open(given)))

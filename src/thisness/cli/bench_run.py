@@ -66,7 +66,8 @@ def run(
     settings = parse_spec(f"sampling:{sampling}", "sampling").values if sampling else {}
 
     from thisness.cli.loading import DTYPES, choose_device
-    from thisness.evaluation.runner import failed_lines, run_benchmark
+    from thisness.evaluation.finishing import failed_lines
+    from thisness.evaluation.runner import run_benchmark
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")

@@ -82,7 +82,8 @@ class Learned(Way):
     def __init__(self, named: NamedRecipe) -> None:
         super().__init__(named)
         assert named.recipe.method is not None
-        self.method, self.given = named.recipe.method.name, named.recipe.method.values
+        self.method: str = named.recipe.method.name
+        self.given: dict[str, Any] = dict(named.recipe.method.values)
 
     def _full(self, base: Base) -> Any:
         return settings_for(method_named(self.method), base, self.given, self.named.preset)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,43 +20,19 @@ from ..files import sha256
 from ..files.disk import partial_sibling
 from .engines import Engine, open_engine, run_jobs
 from .engines.opening import check_engine
+from .finishing import Finished, summary
 from .items import Benchmark
+from .jobs import Identify, Job, Learn, Make, Outcome, Score, Setup, Share, portable
 from .locking import running
 from .plan import Row, narrowed
 from .progress import Bar
 from .recipes import NamedRecipe, parse_recipes
 from .results import RESULTS, Entry, ResultsFile, State, check_out, identity_hash, pictures_hash
 from .starting import Start, note_metrics, start
-from .worker import Identify, Job, Learn, Make, Outcome, Score, Setup, Share, Worker, portable
+from .worker import Worker
 
 if TYPE_CHECKING:
     from ..bases import Base
-
-
-@dataclass
-class Finished:
-    """What came of a run.
-
-    Attributes:
-        folder: where it lies.
-        made: pictures that this call made.
-        failures: by recipe and reason, how many pictures could not be made.
-        problems: what went wrong in scoring; the same command tries it again.
-        notes: what judges could not rate.
-        summary: a line for each recipe.
-    """
-
-    folder: Path
-    made: int = 0
-    failures: dict[tuple[str, str], int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    summary: list[str] = field(default_factory=list)
-
-    @property
-    def whole(self) -> bool:
-        """Whether every picture was made and scored."""
-        return not self.failures and not self.problems
 
 
 def run_benchmark(
@@ -401,29 +376,6 @@ class _Run:
             print(text, file=sys.stderr, flush=True)
 
 
-def summary(begun: Start, state: State) -> list[str]:
-    """A line for each recipe: pictures, failures, seconds, means of its values."""
-    current = {name: identity_hash(each) for name, each in begun.metrics().items()}
-    lines = []
-    width = max((len(label) for label in begun.recipes), default=0)
-    for label in begun.recipes:
-        rows = [row for row in begun.rows if row.recipe == label and row.role == "picture"]
-        made = [state.pictures[row.id] for row in rows if row.id in state.pictures]
-        failed = sum(row.id in state.failures for row in rows)
-        seconds = sum(entry["seconds"] for entry in made)
-        learned = sum(e["seconds"] for (owner, _), e in state.learned.items() if owner == begun.owner[label])
-        values: dict[str, list[float]] = {}
-        for row in rows:
-            for name, value in state.values(row.id, current).items():
-                if value is not None:
-                    values.setdefault(name, []).append(value)
-        said = [f"{len(made)} of {len(rows)} pictures", f"{failed} failures", f"{seconds:.1f} s"]
-        said += [f"learned in {learned:.1f} s"] if learned and begun.prepares[label] else []
-        said += [f"{name} {sum(found) / len(found):.3f}" for name, found in values.items()]
-        lines.append(f"{label:<{width}}  " + ", ".join(said))
-    return lines
-
-
 def _ended(text: str, code: int) -> ThisnessError:
     error = UserError(text) if code == 2 else ThisnessError(text)
     return error
@@ -440,9 +392,3 @@ def _put(path: Path, data: bytes) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-
-
-def failed_lines(failures: Mapping[tuple[str, str], int]) -> Iterable[str]:
-    """What failed, one line for each recipe and reason."""
-    for (recipe, reason), count in failures.items():
-        yield f"{recipe}: {count} pictures could not be made: {reason}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..worker import Job, Outcome
+from ..jobs import Job, Outcome
 
 TRIES = 3
 

@@ -9,8 +9,9 @@ import threading
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
+from ..jobs import Job, Outcome, Setup
 from ..locking import working_on
-from ..worker import Job, Outcome, Setup, Worker
+from ..worker import Worker
 from .dispatch import Engine, Lost
 
 

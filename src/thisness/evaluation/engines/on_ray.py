@@ -12,8 +12,9 @@ import sys
 from typing import Any
 
 from ...errors import UserError
+from ..jobs import Job, Outcome, Setup
 from ..locking import working_on
-from ..worker import Job, Outcome, Setup, Worker
+from ..worker import Worker
 from .dispatch import Engine, Lost
 
 STORE_BYTES = 256 * 2**20  # jobs and pictures are small: no large part of the memory is set aside

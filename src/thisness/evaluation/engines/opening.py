@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...errors import ConfigurationError, nearest
-from ..worker import Setup, Worker
+from ..jobs import Setup
+from ..worker import Worker
 from .dispatch import Engine
 
 ENGINES = ("local", "ray")
