@@ -66,7 +66,7 @@ def _mask_text(found: AttentionMaps) -> str:
 def _top(found: AttentionMaps) -> float:
     """Multiple of a map's mean that is drawn brightest: nearly the largest on the page."""
     multiples = [values / values.mean() for each in found.pictures for values in each.maps]
-    return max(float(np.quantile(np.stack(multiples), 0.995)), 2.0)
+    return max(float(np.quantile(np.stack(multiples), 0.98)), 2.0)
 
 
 def _draw_scale(canvas: Canvas, x: float, y: float, top: float) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..errors import UserError
 from .density import Density, Peak, find_peaks, fit_density
 from .plane import Plane, fit_plane, unit
 
+Kind = Literal["generated", "plain", "neutral", "plain_neutral"]
 Verdict = Literal["pose bias", "words lost", "follows", "unclear"]
 HALF = 0.5
 RESAMPLES = 1000
@@ -69,6 +70,7 @@ class Poses:
         asked: by the sentence.
         references: what each reference shows.
         generated, plain: counts by pose.
+        neutral, plain_neutral: the same for the pictures without the words; empty where those were not read.
         excess: share of the generated pictures in a reference's pose that was not asked, less the plain base's.
         low, high: 95 % interval of it.
     """
@@ -80,13 +82,15 @@ class Poses:
     excess: float
     low: float
     high: float
+    neutral: Mapping[str, int] = field(default_factory=dict)
+    plain_neutral: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def others(self) -> frozenset[str]:
         """Poses of the references that the sentence does not ask for."""
         return frozenset(self.references) - {self.asked}
 
-    def share(self, which: Literal["generated", "plain"], poses: Sequence[str] | frozenset[str]) -> float:
+    def share(self, which: Kind, poses: Sequence[str] | frozenset[str]) -> float:
         counts: Mapping[str, int] = getattr(self, which)
         return sum(counts.get(pose, 0) for pose in poses) / max(sum(counts.values()), 1)
 
@@ -164,6 +168,11 @@ class PoseBias:
                 reasons.append(
                     f"in a reference's other pose: {poses.share('generated', poses.others):.0%}, "
                     f"plain base {poses.share('plain', poses.others):.0%}"
+                )
+            if poses.others and poses.neutral:
+                reasons.append(
+                    f"without the words: {poses.share('neutral', poses.others):.0%}, "
+                    f"plain base {poses.share('plain_neutral', poses.others):.0%}"
                 )
         if self.answer is not None:
             reasons.append(
@@ -307,7 +316,14 @@ def measure_answer(moved: np.ndarray, plain_moved: np.ndarray, seed: int = 0) ->
     return Answer(float(each.mean()), float(low), float(high))
 
 
-def compare_poses(asked: str, references: Sequence[str], generated: Sequence[str], plain: Sequence[str]) -> Poses:
+def compare_poses(
+    asked: str,
+    references: Sequence[str],
+    generated: Sequence[str],
+    plain: Sequence[str],
+    neutral: Sequence[str] = (),
+    plain_neutral: Sequence[str] = (),
+) -> Poses:
     """Counts of poses, and how much more often the generated pictures show a reference's other pose.
 
     The interval of the difference of the two shares is Newcombe's (of Wilson's intervals).
@@ -320,12 +336,18 @@ def compare_poses(asked: str, references: Sequence[str], generated: Sequence[str
     return Poses(
         asked=asked,
         references=tuple(references),
-        generated={pose: list(generated).count(pose) for pose in sorted(set(generated))},
-        plain={pose: list(plain).count(pose) for pose in sorted(set(plain))},
+        generated=_counts(generated),
+        plain=_counts(plain),
+        neutral=_counts(neutral),
+        plain_neutral=_counts(plain_neutral),
         excess=p - q,
         low=p - q - math.hypot(p - p_low, q_high - q),
         high=p - q + math.hypot(p_high - p, q - q_low),
     )
+
+
+def _counts(poses: Sequence[str]) -> dict[str, int]:
+    return {pose: list(poses).count(pose) for pose in sorted(set(poses))}
 
 
 def _wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float, float]:

@@ -165,8 +165,7 @@ def diagnose_pose_bias(
     features = {kind: _features(encoder, each.images) for kind, each in sets.items()}
     poses: Poses | None = None
     if read and asked and reference_poses:
-        seen = {kind: read_poses(sets[kind].images) for kind in ("generated", "plain")}
-        poses = compare_poses(asked, reference_poses, seen["generated"], seen["plain"])
+        poses = compare_poses(asked, reference_poses, *(read_poses(each.images) for each in sets.values()))
     bias = measure(
         features["generated"],
         _features(encoder, list(subject.images)),

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .drawing import BLUE, FAINT, GREEN, INK, LINE, ORANGE, VERMILION, Box, Canvas, place_labels, text_width
-from .pose_bias import PoseBias
+from .pose_bias import Kind, PoseBias
 
 if TYPE_CHECKING:
     from .pose_experiment import PoseDiagnosis
@@ -174,16 +174,26 @@ def _draw_poses(canvas: Canvas, bias: PoseBias, x: float, y: float) -> float:
     assert poses is not None
     canvas.text(x, y, "Poses, read from the pictures", 15)
     y += 24
-    names = sorted(
-        {poses.asked, *poses.references, *poses.generated, *poses.plain}, key=lambda name: name != poses.asked
-    )
+    shown = {poses.asked, *poses.references, *poses.generated, *poses.plain}
+    names = sorted(shown, key=lambda name: (name != poses.asked, name not in poses.others, name))
     for name in names:
         mark = " (asked)" if name == poses.asked else " (reference)" if name in poses.others else ""
-        for which, colour in (("generated", BLUE), ("plain", ORANGE)):
-            value = poses.share("generated" if which == "generated" else "plain", [name])
-            label = name + mark if which == "generated" else ""
-            y = _bar(canvas, x, y, WIDTH - MARGIN - x, label, value, f"{value:.0%}", colour, 11)
-        y += 4
+        asked_of: tuple[tuple[Kind, str, str], ...] = (("generated", name + mark, BLUE), ("plain", "", ORANGE))
+        for which, label, colour in asked_of:
+            value = poses.share(which, [name])
+            y = _bar(canvas, x, y, WIDTH - MARGIN - x, label, value, f"{value:.0%}", colour, 12)
+        y += 6
+    if poses.neutral and poses.others:
+        y += 8
+        canvas.text(x, y, "A reference's pose without being asked", 15)
+        y += 24
+        unasked: tuple[tuple[Kind, str, str], ...] = (
+            ("neutral", "subject", BLUE),
+            ("plain_neutral", "plain base", ORANGE),
+        )
+        for which, name, colour in unasked:
+            value = poses.share(which, poses.others)
+            y = _bar(canvas, x, y, WIDTH - MARGIN - x, name, value, f"{value:.0%}", colour)
     return y
 
 
