@@ -91,3 +91,9 @@ def test_truncated_files_are_one_line(tmp_path):
     with pytest.raises(ArtefactError, match="not a readable safetensors file") as caught:
         load_tensors(path)
     assert "\n" not in str(caught.value)
+
+
+def test_others_may_read_weights_as_they_may_read_any_new_file(tmp_path):
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)})
+    (tmp_path / "plain.txt").write_text("")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode

@@ -40,7 +40,11 @@ class Picture:
     @cached_property
     def mask_hash(self) -> str:
         """SHA-256 over the mask at 8 bits; "" without one."""
-        return "" if self.mask is None else hashlib.sha256(np.round(self.mask * 255).astype(np.uint8)).hexdigest()
+        return (
+            ""
+            if self.mask is None
+            else hashlib.sha256(np.round(self.mask * 255).astype(np.uint8).tobytes()).hexdigest()
+        )
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,14 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         plain[name] = tensor
-    write_with(path, lambda partial: save_file(plain, partial, metadata=dict(metadata) if metadata else None))
+
+    def write(partial: Path) -> None:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors lets only the owner read what it writes
+        save_file(plain, partial, metadata=dict(metadata) if metadata else None)
+        partial.chmod(mode)
+
+    write_with(path, write)
 
 
 def _all_finite(tensor: Tensor) -> bool:
