@@ -75,9 +75,7 @@ class DetexSettings(PriorSettings, TuningSettings):
     masked: bool = setting(False, "where the background is removed, count only the loss inside the mask")
     attention_weight: float = setting(0.01, "of the loss on attention maps (lambda_CA); 0: no such loss")
     attention_grid: int | None = setting(None, "side of the maps that it looks at; half of the latents' by default")
-    attention_scale: Literal["max", "raw"] = setting(
-        "max", "divide each map by its largest value, or take it raw"
-    )
+    attention_scale: Literal["max", "raw"] = setting("max", "divide each map by its largest value, or take it raw")
     attention_distance: Literal["mse", "l2"] = setting("mse", "mean squared error, or the norm of the difference")
     attention_mask: Literal["area", "nearest"] = setting("area", "how masks are brought to the maps' size")
     attributes: Literal["both", "pose", "background", "neither"] = setting("both", "which words each picture has")
@@ -86,6 +84,7 @@ class DetexSettings(PriorSettings, TuningSettings):
     )
     pose_words: str = setting("with {word} {attribute}", "how a picture's pose is said")
     background_words: str = setting("in {word} background", "how its background is said")
+    filtered_words: str = setting("", "what is said of a removed background; nothing by default, as in the paper")
     pose_start: str = setting("", "words whose mean row poses start near; the attribute's by default")
     background_start: str = setting("background", "words whose mean row backgrounds start near")
     mappers: Literal["shared", "each", "free"] = setting(
@@ -210,7 +209,8 @@ class Sentences:
         pose = [f" {words}" for words in self.keeps.get("pose", [])] or [""] * count
         place = [f" {words}" for words in self.keeps.get("background", [])] or [""] * count
         self.full = [[text + p + b for p, b in zip(pose, place, strict=True)] for text in opening]
-        self.filtered = [[text + p for p in pose] for text in opening]
+        blank = f" {settings.filtered_words}" if settings.filtered_words else ""
+        self.filtered = [[text + p + blank for p in pose] for text in opening]
 
     def all(self) -> list[str]:
         """Each once."""
