@@ -67,18 +67,21 @@ def overhead(base: Any, pictures: int, batch: int, repeats: int) -> list[dict[st
     """Milliseconds a picture of a whole run, less what a run of a single batch takes (loading, checks)."""
     rows = []
     for turn in range(repeats):
-        seconds = []
+        seconds, busy = [], []
         for cases in (1, pictures // batch):
             with tempfile.TemporaryDirectory() as name:
                 given = benchmark(Path(name), cases, batch)
-                start = time.perf_counter()
+                start, began = time.perf_counter(), time.process_time()
                 run_benchmark(
                     given, ["base"], Path(name) / "run", base=base, metrics=[Nothing()], batch_size=batch,
                     progress=False, worker=StandIn,
                 )  # fmt: skip
                 seconds.append(time.perf_counter() - start)
+                busy.append(time.process_time() - began)
         made = pictures // batch * batch - batch
-        rows.append({"round": turn + 1, "pictures": made, "ms/picture": 1000 * (seconds[1] - seconds[0]) / made})
+        took, used = seconds[1] - seconds[0], busy[1] - busy[0]
+        row = {"round": turn + 1, "pictures": made, "ms/picture": 1000 * took / made}
+        rows.append({**row, "of it computing": 1000 * used / made})
     return rows
 
 
@@ -135,6 +138,7 @@ def main() -> None:
     medians = {name: statistics.median(found) for name, found in speeds.items()}
     summary: dict[str, Any] = {
         "overhead_ms": statistics.median(row["ms/picture"] for row in rows),
+        "computing_ms": statistics.median(row["of it computing"] for row in rows),
         "target_ms": TARGET_MS,
         **{f"{name}_pictures_per_second".replace(" ", "_"): value for name, value in medians.items()},
     }

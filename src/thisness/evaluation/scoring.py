@@ -136,13 +136,17 @@ class Scorer:
         case = self._cases[row.case]
         shown = bool(case.subjects)  # otherwise the sentence has no subject that a picture could resemble
         subject = self.setup.benchmark.subject(row.subject) if row.subject else None
+        picture = self._made(row.id)
+        baseline = picture if row.baseline == row.id else None
+        if row.baseline and baseline is None and self._path(row.baseline).is_file():
+            baseline = self._made(row.baseline)
         return Item(
             id=row.id,
             recipe=row.recipe,
             subject=row.subject,
             case=row.case,
             seed=row.seed,
-            picture=self._made(row.id),
+            picture=picture,
             references=self._pictures_of(row.subject) if shown and subject else (),
             noun=subject.noun if shown and subject else "",
             sentence=row.sentence,
@@ -152,7 +156,7 @@ class Scorer:
             expected=case.expected,
             truths=subject.truths if shown and subject else (),
             category=subject.category if shown and subject else "",
-            baseline=self._made(row.baseline) if row.baseline and self._path(row.baseline).is_file() else None,
+            baseline=baseline,
             source=_source(case),
         )
 
