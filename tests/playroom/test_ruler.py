@@ -111,7 +111,7 @@ def test_shipped_clip_is_whole_and_its_tower_loads_alone() -> None:
 
 @SHIPPED
 def test_shipped_encoders_know_classes_and_toys() -> None:
-    """That they are trained and aligned, on a small sample; how good they are, `playroom check` says (clip's class floor
+    """That they are trained and aligned, on a small sample; how good, `playroom check` says (clip's class floor
     is not reached: docs/weights.md). Chance is 10 % for a class and a background, 11 % for a pose, 17 % for a toy."""
     from transformers import ViTModel
 
