@@ -25,7 +25,7 @@ def publish(run: Path, page: Path) -> list[Path]:
     from thisness.files import directory, write_text
 
     with tempfile.TemporaryDirectory() as temporary:
-        written = write_report(run, temporary)
+        written = write_report(run, temporary, x="oracle:follow", y="dino-i")
         figures = [path for path in written if path.suffix == ".png"]
         text = next(path for path in written if path.suffix == ".md").read_text()
         for path in figures:
