@@ -65,7 +65,7 @@ def test_one_cluster_has_one_peak_as_a_rule():
 
 def test_a_shoulder_is_no_peak():
     """Two kernels whose sum has two tops: with a shallow valley between them they are one, with a strict rule two."""
-    density = Density(np.array([(0.0, 0.0), (2.3, 0.0)]), 1.0)
+    density = Density(np.array([(0.0, 0.0), (2.3, 0.0)] * 3), 1.0)
     assert len(find_peaks(density, valley=0.75)) == 1 and len(find_peaks(density, valley=1.0)) == 2
 
 
@@ -78,8 +78,8 @@ def test_members_are_those_of_their_cluster_and_the_nearest_comes_first():
 
 
 def test_a_small_hill_is_no_peak_but_one_peak_is_always_left():
-    points = mixture([(0, 0), (9, 0)], [30, 2])
-    assert len(find_peaks(fit_density(points), 0.1)) == 1
+    points = mixture([(0, 0), (9, 0)], [30, 3])
+    assert len(find_peaks(fit_density(points), 0.05)) == 2 and len(find_peaks(fit_density(points), 0.1)) == 1
     assert len(find_peaks(fit_density(points), 1.0)) == 1
 
 
@@ -87,4 +87,9 @@ def test_points_in_one_place_and_on_a_line():
     (peak,) = find_peaks(fit_density(np.ones((8, 2))))
     assert np.allclose(peak.at, 1, atol=1e-4) and peak.share == 1
     line = np.stack([np.linspace(0, 1, 9), np.linspace(0, 2, 9)], 1)
-    assert sum(len(peak.members) for peak in find_peaks(fit_density(line), 0)) == 9
+    assert np.isfinite([peak.at for peak in find_peaks(fit_density(line), 0)]).all()
+
+
+def test_two_points_that_are_near_each_other_are_no_peak():
+    points = mixture([(0, 0), (9, 0)], [10, 2])
+    assert [set(peak.members) for peak in find_peaks(fit_density(points))] == [set(range(10))]

@@ -165,7 +165,7 @@ def test_the_numbers_are_plain_json():
     poses = compare_poses("sleeping", ["sitting"], ["sleeping"] * 4, ["sleeping"] * 4, ["sitting"] * 3, ["running"] * 2)
     data = measure(**world(1.0), poses=poses).to_dict()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
-    assert "without the words: 100%, plain base 0%" in data["sentence"]
+    assert "in it without the words: 100%, plain base 0%" in data["sentence"]
     assert data["poses"]["generated"] == {"sleeping": 4} and len(data["places"]["generated"]) == 32
 
 

@@ -12,6 +12,7 @@ SCOTT = -1 / 6  # exponent of Scott's rule in two dimensions
 FACTORS = tuple(np.geomspace(0.3, 1.5, 15).tolist())  # on its width
 VALLEY = 0.75  # of a peak's height: where the way to a higher one never falls under it, both are one peak
 SMALLEST_SHARE = 0.1
+FEWEST = 3  # points of a peak: two are near each other by chance
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def find_peaks(density: Density, smallest_share: float = SMALLEST_SHARE, valley:
 
     Args:
         density: of which.
-        smallest_share: peaks with a smaller share of the points are left out, but never the first.
+        smallest_share: peaks with a smaller share of the points, or fewer than 3, are left out, but never the first.
         valley: 0 to 1.
     """
     low, high = density.points.min(0) - 3 * density.width, density.points.max(0) + 3 * density.width
@@ -103,7 +104,11 @@ def find_peaks(density: Density, smallest_share: float = SMALLEST_SHARE, valley:
         near = tuple(int(each) for each in members[order])
         peaks.append(Peak((float(at[0]), float(at[1])), len(members) / len(owners), near))
     peaks.sort(key=lambda peak: (-peak.share, peak.at))
-    return tuple(peak for index, peak in enumerate(peaks) if index == 0 or peak.share >= smallest_share)
+    return tuple(
+        peak
+        for index, peak in enumerate(peaks)
+        if index == 0 or (peak.share >= smallest_share and len(peak.members) >= FEWEST)
+    )
 
 
 def _centres(low: float, high: float, cells: int) -> np.ndarray:

@@ -171,7 +171,7 @@ class PoseBias:
                 )
             if poses.others and poses.neutral:
                 reasons.append(
-                    f"without the words: {poses.share('neutral', poses.others):.0%}, "
+                    f"in it without the words: {poses.share('neutral', poses.others):.0%}, "
                     f"plain base {poses.share('plain_neutral', poses.others):.0%}"
                 )
         if self.answer is not None:
