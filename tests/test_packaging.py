@@ -38,8 +38,8 @@ def test_building_asks_for_nothing_that_is_not_constrained_and_large():
 
 
 def test_what_is_imported_is_declared():
-    """Each import of the package's own code outside the standard library is a direct dependency, or inside of a function
-    and of an optional extra."""
+    """Each import of the package's own code outside the standard library is a direct dependency, or an optional one
+    inside of a function."""
     import ast
     import sys
 
