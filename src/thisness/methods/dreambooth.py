@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..adapters import EMBEDDINGS, LORA, AdapterHandler, attached_words, inserted_lora
 from ..adapters.lora import learned
-from ..adapters.words import text_parts, vocabulary_rows
+from ..adapters.words import random_rows, text_parts, vocabulary_rows
 from ..bases import Base
 from ..errors import ConfigurationError
 from ..prompt import SlotWord, placeholder_tokens
@@ -78,17 +78,6 @@ def identifier_word(subject: Subject, identifier: str) -> tuple[SlotWord, tuple[
     """ "sks dog", or "<rufus> dog" with its new token."""
     tokens = placeholder_tokens(subject.name) if identifier == NEW else ()
     return SlotWord(f"{' '.join(tokens) or identifier} {subject.noun}", subject.noun), tokens
-
-
-def random_rows(base: Base, seed: int) -> dict[str, Tensor]:
-    """A row as rare as they come: drawn like the vocabulary's, in mean and deviation of each coordinate. (1, width)."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = {}
-    for name, (_, encoder) in text_parts(base).items():
-        table = encoder.get_input_embeddings().weight.detach().float().cpu()  # type: ignore[operator]
-        drawn = torch.randn(1, table.shape[1], generator=generator)
-        rows[name] = (table.mean(0) + table.std(0) * drawn).to(base.device)
-    return rows
 
 
 def target_modules(model: nn.Module, ends: tuple[str, ...]) -> list[str]:
