@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..adapters import EMBEDDINGS, LORA, AdapterHandler, attached_words, inserted_lora
