@@ -17,7 +17,7 @@ class LoopConfig:
         steps: updates of the weights.
         lr: peak learning rate, as it is used (nothing multiplies it in secret); a parameter group may have its own.
         betas, eps, weight_decay: of the optimizer.
-        optimizer: "adamw".
+        optimizer: "adamw"; a parameter group may have its own, "adamw" or "muon".
         warmup: steps of linear rise.
         schedule: "constant"; "cosine" down to `final_fraction`; "linear-tail": constant, then linearly down to
             `final_fraction` over the last `tail` (a fraction) of the steps.

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArtefactError, ConfigurationError, ThisnessError
+from ..errors import ConfigurationError, ThisnessError
 from ..files import compare_shapes
 from .checkpoint import Checkpoint, check_same_run, load_newest, remove_run, save_checkpoint
 from .config import LoopConfig
 from .interrupt import StopSignals
+from .optimizers import Optimizers
 from .parallel import Parallel
 from .precision import computes_in_bf16
 from .progress import JsonLines, Progress, RunningMeans, duration
@@ -95,17 +96,9 @@ class _Run:
         torch.manual_seed(_seed(config.seed, self.parallel.rank, 1))
         task.on_start(device)
         self.groups = task.parameter_groups()
-        self.rates = [float(group.get("lr", config.lr)) for group in self.groups]
         self.parameters = [p for group in self.groups for p in group["params"]]
         self._check_parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.groups,
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            foreach=True,
-        )
+        self.optimizer = Optimizers(self.groups, config)
         self.means = RunningMeans()
         self.step = 0  # updates done
         self.seconds_before = 0.0
@@ -173,9 +166,8 @@ class _Run:
     def _update(self, flags: list[bool]) -> list[bool]:
         """One update of the weights. The flags come back true if any process set them."""
         config, factor = self.config, self.config.factor(self.step)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.scale(factor)
+        self.optimizer.zero_grad()
         low = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(self.device))
         for _ in range(config.accumulate):
             with torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
@@ -241,7 +233,7 @@ class _Run:
             step = min(bad.values(), default=self.step)
             names = sorted(name for name, first in bad.items() if first == step) or ["another process's loss"]
             names = [name for name in names if name != "gradient"] or names
-            lr = self.rates[0] * self.config.factor(step - 1)
+            lr = self.optimizer.rates[0] * self.config.factor(step - 1)
             cause = (
                 "the learning rate is too high" if step > 1 else "the data or the weights at the start are not finite"
             )
@@ -270,7 +262,7 @@ class _Run:
             tensors = {
                 "weights": _state(self.modules),
                 "average": _state(self.task.ema),
-                "optimizer": _moments(self.optimizer),
+                "optimizer": self.optimizer.moments(),
                 "loop": {f"{rank}/{name}": t for rank, state in enumerate(states) for name, t in state.items()},
                 "extra": {name: value for name, value in extra.items() if isinstance(value, Tensor)},
             }
@@ -284,7 +276,7 @@ class _Run:
         _load(self.modules, tensors["weights"], "weights")
         if self.task.ema:
             _load(self.task.ema, tensors.get("average", {}), "average")
-        _load_moments(self.optimizer, tensors.get("optimizer", {}))
+        self.optimizer.load_moments(tensors.get("optimizer", {}))
         prefix = f"{self.parallel.rank}/"
         loop = {k.removeprefix(prefix): v for k, v in tensors["loop"].items() if k.startswith(prefix)}
         self.rng.set_state(loop["rng"])
@@ -334,19 +326,3 @@ def _load(modules: dict[str, nn.Module], tensors: dict[str, Tensor], what: str) 
     compare_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expect, f"the checkpoint's {what}")
     for name, module in modules.items():
         module.load_state_dict({k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")})
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}/{name}": value for index, values in state.items() for name, value in values.items()}
-
-
-def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = tensor
-    try:
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    except ValueError as error:
-        raise ArtefactError(f"the checkpoint's optimizer state does not fit: {error}") from error

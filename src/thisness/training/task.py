@@ -22,7 +22,7 @@ class Task:
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For the optimizer; a group may carry its own lr (scaled by the schedule) and weight_decay."""
+        """For the optimizer; a group may carry its own lr (scaled by the schedule), weight_decay and optimizer."""
         return [{"params": [p for m in self.modules().values() for p in m.parameters() if p.requires_grad]}]
 
     def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...training.loop import LoopConfig
+from ...training.optimizers import matrices_apart
 from ..captions import (
     ALWAYS,
     ATTRIBUTES,
@@ -158,6 +159,9 @@ class ClipTask(EncoderTask):
 
     def modules(self) -> dict[str, nn.Module]:
         return {"vision": self.vision, "words": self.words, "aside": self.aside}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return matrices_apart(self.vision.vision_model.encoder, list(self.modules().values()))
 
     def on_start(self, device: torch.device) -> None:
         self.text_encoder.to(device)

@@ -3,7 +3,7 @@ features.
 
 Auxiliary losses, only below t = 750 and only in training (their heads are thrown away): the first up block toward
 the teacher's features of the clean picture (1 - cos), the second toward the subject's mask, the pooled middle toward
-class, pose and facing. The main loss weighs the subject more than the background, which moves capacity, not the
+class, pose, facing and accessory. The main loss weighs the subject more than the background, which moves capacity, not the
 optimum.
 """
 
@@ -45,7 +45,7 @@ FEATURES, MASK, POOLED = 0.5, 0.2, 0.05  # weights of the auxiliary losses
 SUBJECT_WEIGHT = 1.5
 GUIDED_BELOW = 750
 DROP_CAPTION = 0.1
-POOLED_ATTRIBUTES = ("class", "pose", "facing")
+POOLED_ATTRIBUTES = ("class", "pose", "facing", "accessory")
 
 
 def sample_timesteps(count: int, rng: torch.Generator) -> Tensor:

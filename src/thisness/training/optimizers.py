@@ -1,0 +1,98 @@
+"""What changes the weights: AdamW, and Muon for the matrices of a group that asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArtefactError, ConfigurationError
+from .config import LoopConfig
+
+NAMES = ("adamw", "muon")
+
+
+class Optimizers:
+    """One optimizer for each name that the groups ask for, used as one.
+
+    A group with `optimizer="muon"` must hold matrices only. Its updates are orthogonalised (Jordan et al., 2024) and
+    scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that the same learning rate serves both.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: LoopConfig) -> None:
+        """Raises ConfigurationError for an unknown name, or for Muon on anything but matrices."""
+        self.rates = [float(group.get("lr", config.lr)) for group in groups]
+        self.names = [str(group.get("optimizer", config.optimizer)) for group in groups]
+        self.each: dict[str, torch.optim.Optimizer] = {}
+        for name in dict.fromkeys(self.names):
+            mine = [group for group, of in zip(groups, self.names, strict=True) if of == name]
+            plain = [{k: v for k, v in group.items() if k != "optimizer"} for group in mine]
+            self.each[name] = _make(name, plain, config)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """As they were given. (A loaded state replaces torch's own: never keep them.)"""
+        left = {name: iter(optimizer.param_groups) for name, optimizer in self.each.items()}
+        return [next(left[name]) for name in self.names]
+
+    def scale(self, factor: float) -> None:
+        """Each group's learning rate becomes its own times the factor."""
+        for group, rate in zip(self.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def zero_grad(self) -> None:
+        for optimizer in self.each.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        for optimizer in self.each.values():
+            optimizer.step()
+
+    def moments(self) -> dict[str, Tensor]:
+        """For a checkpoint: AdamW's as "index/name", others' as "optimizer/index/name"."""
+        return {
+            f"{'' if kind == 'adamw' else kind + '/'}{index}/{name}": value
+            for kind, optimizer in self.each.items()
+            for index, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+
+    def load_moments(self, tensors: dict[str, Tensor]) -> None:
+        """Raises ArtefactError for those of another set of parameters or optimizers."""
+        states: dict[str, dict[int, dict[str, Tensor]]] = {kind: {} for kind in self.each}
+        for key, tensor in tensors.items():
+            *kind, index, name = key.split("/")
+            states.setdefault(kind[0] if kind else "adamw", {}).setdefault(int(index), {})[name] = tensor
+        if unknown := sorted(set(states) - set(self.each)):
+            raise ArtefactError(f"the checkpoint's optimizer state does not fit: it is of {', '.join(unknown)}")
+        for kind, state in states.items():
+            optimizer = self.each[kind]
+            try:
+                optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            except ValueError as error:
+                raise ArtefactError(f"the checkpoint's optimizer state does not fit: {error}") from error
+
+
+def _make(name: str, groups: list[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True
+        )
+    if name == "muon":
+        if any(p.dim() != 2 for group in groups for p in group["params"]):
+            raise ConfigurationError("muon updates matrices only: give other parameters to a group of adamw")
+        return torch.optim.Muon(
+            groups, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+    raise ConfigurationError(f"optimizer must be {' or '.join(NAMES)}, not {name!r}")
+
+
+def matrices_apart(matrices: nn.Module, others: list[nn.Module]) -> list[dict[str, Any]]:
+    """Two groups: the matrices of one module to Muon, the rest of it and the others to AdamW."""
+    inside = [p for p in matrices.parameters() if p.requires_grad]
+    flat = {id(p) for p in inside if p.dim() == 2}
+    rest = [p for module in others for p in module.parameters() if p.requires_grad and id(p) not in flat]
+    known = {id(p) for p in rest}
+    rest += [p for p in inside if id(p) not in flat and id(p) not in known]
+    return [{"params": rest}, {"params": [p for p in inside if p.dim() == 2], "optimizer": "muon"}]
