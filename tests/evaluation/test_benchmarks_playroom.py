@@ -139,3 +139,22 @@ def test_references_are_rendered_once_and_mended_when_damaged(tmp_path):
     (first.pictures[0].parent / "COMPLETE.json").unlink()
     with pytest.raises(ArtefactError, match="name another folder"):
         playroom.toy(7, tmp_path)
+
+
+def test_control_asks_for_what_a_reference_shows_and_its_sentence_does_not(unrendered):
+    """The sentence never names what is kept; the truth of the kept reference does."""
+    bench = load_benchmark("playroom", size="control")
+    assert len(bench.subjects) == 12 and len(bench.seeds) == 3
+    for case in bench.cases:
+        ((_, name),) = case.subjects
+        truths, said = bench.subject(name).truths, read_back(case.text)
+        kept = {attribute: int(number) for attribute, number in (each.split(":") for each in case.keep)}
+        assert case.family == ("keep-both" if len(kept) == 2 else f"keep-{next(iter(kept))}" if kept else "alone")
+        assert not set(kept) & set(said)
+        assert dict(case.expected) == said | {attribute: truths[i][attribute] for attribute, i in kept.items()}
+        if case.family == "alone":
+            assert said["background"] not in {truth["background"] for truth in truths}
+        for attribute, i in kept.items():  # what is asked beside it is not what the same reference shows
+            assert all(said[other] != truths[i][other] for other in said if other != attribute)
+    pictures = {case.keep[0] for case in bench.cases if case.family == "keep-pose"}
+    assert pictures == {f"pose:{i}" for i in range(4)}

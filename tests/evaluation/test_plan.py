@@ -158,3 +158,18 @@ def test_a_part_of_a_benchmark(bench):
         narrowed(bench, subjects=("mya",), families=("poses",))
     with pytest.raises(ConfigurationError, match="nothing of toy is left"):
         narrowed(replace(bench, cases=bench.cases[:1]), subjects=("mia",))
+
+
+def test_what_keeps_something_is_asked_only_of_recipes_that_can(bench):
+    case = bench.cases[0]
+    kept = replace(case, id="kept", keep=("pose:1", "background:0"))
+    more = replace(bench, cases=(*bench.cases, kept))
+    knows = replace(settled("b=detex"), keeps=frozenset({"pose", "background"}))
+    half = replace(settled("c=detex:x=1", {"x": 1}), keeps=frozenset({"pose"}))
+    rows = planned(more, [settled("base"), knows, half])
+    assert {row.recipe for row in rows if row.case == "kept"} == {"b"}
+    same = {row.case: row.id for row in rows if row.recipe == "b" and row.seed == bench.seeds[0]}
+    assert same["kept"] != same[case.id] and {row.keep for row in rows if row.case == case.id} == {()}
+    without = replace(more, cases=(*bench.cases, replace(kept, keep=("pose:1",))))
+    assert {row.recipe for row in planned(without, [knows, half]) if row.case == "kept"} == {"b", "c"}
+    assert {row.id for row in planned(without, [knows])} != {row.id for row in planned(more, [knows])}

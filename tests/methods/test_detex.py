@@ -443,3 +443,20 @@ def test_settings_that_cannot_be_are_one_line(base, subject):
     ):
         with pytest.raises((ConfigurationError, UserError), match=said):
             learn("detex", subject, base, progress=False, **SETTINGS | wrong)
+
+
+def test_words_go_unsaid_at_their_rate_and_each_for_itself(base, subject):
+    """drop_words 0.3: of full pictures 49 % say both, 21 % one of either, 9 % none; and 0 draws nothing."""
+    with ExitStack() as stack:
+        task = task_of(base, subject, stack, drop_words=0.3, gamma=0.0, prior_pictures=0, batch_size=4000)
+        rng = torch.Generator().manual_seed(0)
+        said = task.captions(task.rows(rng), rng)
+    both = [("-p-" in text, "-b-" in text) for text in said]
+    for which, share in (((True, True), 0.49), ((True, False), 0.21), ((False, True), 0.21), ((False, False), 0.09)):
+        assert abs(both.count(which) / 4000 - share) < 0.03
+    with ExitStack() as stack:
+        task = task_of(base, subject, stack, gamma=0.0, prior_pictures=0)
+        before = (rng := torch.Generator().manual_seed(0)).get_state()
+        task.captions(torch.tensor([0, 1]), rng)
+        torch.randint(0, 1, (2,), generator=(again := torch.Generator().manual_seed(0)))
+        assert torch.equal(rng.get_state(), again.get_state()) and not torch.equal(rng.get_state(), before)

@@ -101,6 +101,7 @@ class Case:
         expected: attributes that the picture must show ("pose": "sleeping"), in the words of the Playroom; for judges
             that can read them.
         edit: for editing benchmarks the source picture and the mask of what is replaced.
+        keep: what of which reference is kept ("pose:2"); recipes that learn no words for it pass the case over.
     """
 
     id: str
@@ -110,6 +111,7 @@ class Case:
     context: str = ""
     expected: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     edit: tuple[Path, Path] | None = None
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

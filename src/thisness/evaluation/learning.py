@@ -42,6 +42,10 @@ class Way(ABC):
         """
         return None
 
+    def keeps(self, base: Base) -> frozenset[str]:
+        """The attributes of references that it can keep on demand ("pose", "background")."""
+        return frozenset()
+
     def shared(self, base: Base, subject: Subject) -> str | None:
         """A name for what several subjects share and `share` computes once, as class pictures; None for nothing."""
         return None
@@ -90,6 +94,9 @@ class Learned(Way):
 
     def settings(self, base: Base) -> dict[str, Any]:
         return json.loads(json.dumps(method_named(self.method).decisive(self._full(base))))
+
+    def keeps(self, base: Base) -> frozenset[str]:
+        return method_named(self.method).can_keep(self._full(base))
 
     def shared(self, base: Base, subject: Subject) -> str | None:
         full = self._full(base)

@@ -35,6 +35,7 @@ class Row:
         slots: (placeholder, subject) pairs; of a sentence without placeholders the subject that is known meanwhile.
         seeds: of the batch that it is made in.
         baseline: id of what the plain base makes of the same sentence and seed; "" where the plan has none.
+        keep: as the case's.
     """
 
     id: str
@@ -49,11 +50,16 @@ class Row:
     slots: tuple[tuple[str, str], ...]
     seeds: tuple[int, ...]
     baseline: str = ""
+    keep: tuple[str, ...] = ()
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Row:
         slots = tuple((slot, name) for slot, name in data["slots"])
-        return cls(**{**data, "slots": slots, "seeds": tuple(data["seeds"])})
+        return cls(**{**data, "slots": slots, "seeds": tuple(data["seeds"]), "keep": tuple(data.get("keep", ()))})
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON data; `keep` only where there is something to keep."""
+        return {key: value for key, value in asdict(self).items() if key != "keep" or value}
 
     @property
     def batch(self) -> tuple[str, str, str, tuple[int, ...]]:
@@ -74,11 +80,13 @@ class Settled:
         named: the recipe.
         learning: what decides what is learned of a subject; None where nothing is.
         sampling: all options of the sampler.
+        keeps: the attributes that it learns words for.
     """
 
     named: NamedRecipe
     learning: Mapping[str, Any] | None
     sampling: Mapping[str, Any]
+    keeps: frozenset[str] = frozenset()
 
     @property
     def plain(self) -> bool:
@@ -109,6 +117,8 @@ def make_plan(
     same: dict[str, str] = {}
     for settled in recipes:
         for case in benchmark.cases:
+            if not {each.partition(":")[0] for each in case.keep} <= settled.keeps:
+                continue
             for slots in _slots(case, settled, benchmark):
                 for seeds in _batches(benchmark.seeds, batch_size):
                     for row in _rows(benchmark, case, settled, slots, seeds, hashes, signature):
@@ -121,7 +131,7 @@ def make_plan(
 
 def plan_text(rows: Sequence[Row]) -> str:
     """plan.jsonl."""
-    return "".join(canonical(asdict(row)) + "\n" for row in rows)
+    return "".join(canonical(row.to_data()) + "\n" for row in rows)
 
 
 def noun_sentence(benchmark: Benchmark, case: Case) -> str:
@@ -204,6 +214,7 @@ def _rows(
         "subjects": described,
         "text": case.text,
         "batch": list(seeds),
+        **({"keep": list(case.keep)} if case.keep else {}),
     }
     sentence = noun_sentence(benchmark, case)
     rows = []
@@ -223,6 +234,7 @@ def _rows(
                 sentence=sentence,
                 slots=slots,
                 seeds=seeds,
+                keep=case.keep,
             )  # fmt: skip
         )
     return rows

@@ -98,7 +98,7 @@ def start(
         except UserError as error:
             problems.append(f"recipe {named.text!r}: {error}")
             continue
-        settled[named.label] = Settled(named, learning, asdict(options))
+        settled[named.label] = Settled(named, learning, asdict(options), way.keeps(opened))
         method = named.recipe.method.name if named.recipe.method else ""
         owner[named.label] = by_learning.setdefault(canonical([method, learning]), named.label)
         prepares[named.label] = way.prepares
@@ -224,6 +224,7 @@ def _described(benchmark: Benchmark, hashes: Mapping[str, str]) -> dict[str, Any
                 "family": case.family,
                 "context": case.context,
                 "subjects": [list(pair) for pair in case.subjects],
+                **({"keep": list(case.keep)} if case.keep else {}),
             }
             for case in benchmark.cases
         },

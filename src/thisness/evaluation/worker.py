@@ -134,6 +134,7 @@ class Worker:
                 **keywords,
                 adjust=settled.named.recipe.adjustments if settled else (),
                 interventions=settled.named.recipe.attachments if settled else (),
+                keep=first.keep,
                 seeds=first.seeds,
                 options=SamplingOptions(**self.setup.recipes[first.recipe].sampling),
                 batch_size=len(first.seeds),

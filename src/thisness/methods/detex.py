@@ -85,6 +85,9 @@ class DetexSettings(PriorSettings, TuningSettings):
     pose_words: str = setting("with {word} {attribute}", "how a picture's pose is said")
     background_words: str = setting("in {word} background", "how its background is said")
     filtered_words: str = setting("", "what is said of a removed background; nothing by default, as in the paper")
+    drop_words: float = setting(
+        0.0, "probability that a picture's pose or background goes unsaid, so that the subject's word learns alone, too"
+    )
     pose_start: str = setting("", "words whose mean row poses start near; the attribute's by default")
     background_start: str = setting("background", "words whose mean row backgrounds start near")
     mappers: Literal["shared", "each", "free"] = setting(
@@ -103,6 +106,8 @@ class DetexSettings(PriorSettings, TuningSettings):
         ]
         if not 0 <= self.gamma <= 1:
             wrong.append(f"gamma {self.gamma} must be in 0 ... 1")
+        if not 0 <= self.drop_words < 1:
+            wrong.append(f"drop_words {self.drop_words} must be in 0 ... 1, below 1")
         if self.attention_weight < 0:
             wrong.append(f"attention_weight {self.attention_weight} must be at least 0")
         if self.flip or self.crops:
@@ -206,15 +211,28 @@ class Sentences:
             for name, own in self.tokens.items()
         }
         opening = sentences(base, SETS[settings.captions], word)
-        pose = [f" {words}" for words in self.keeps.get("pose", [])] or [""] * count
-        place = [f" {words}" for words in self.keeps.get("background", [])] or [""] * count
-        self.full = [[text + p + b for p, b in zip(pose, place, strict=True)] for text in opening]
-        blank = f" {settings.filtered_words}" if settings.filtered_words else ""
-        self.filtered = [[text + p + blank for p in pose] for text in opening]
+        nothing = [""] * count
+        pose = [f" {words}" for words in self.keeps.get("pose", [])] or nothing
+        place = [f" {words}" for words in self.keeps.get("background", [])] or nothing
+        blank = [f" {settings.filtered_words}" if settings.filtered_words else ""] * count
+        dropping = (False, True) if settings.drop_words else (False,)
+        self.texts = {
+            (bare, no_pose, no_place): [
+                [text + p + b for p, b in zip(nothing if no_pose else pose, behind, strict=True)] for text in opening
+            ]
+            for bare in (False, True)
+            for no_pose in dropping
+            for no_place in dropping
+            for behind in [blank if bare else nothing if no_place else place]
+        }
+
+    def of(self, bare: bool, no_pose: bool = False, no_place: bool = False) -> list[list[str]]:
+        """By opening and picture. bare: without its background; no_pose, no_place: without the words for it."""
+        return self.texts[bare, no_pose, no_place]
 
     def all(self) -> list[str]:
         """Each once."""
-        return list(dict.fromkeys(text for group in (*self.full, *self.filtered) for text in group))
+        return list(dict.fromkeys(text for lists in self.texts.values() for group in lists for text in group))
 
 
 def _attributes(settings: DetexSettings) -> tuple[str, ...]:
@@ -279,10 +297,13 @@ class DetexTask(TuningTask):
 
     def captions(self, rows: Tensor, rng: torch.Generator) -> list[str]:
         said = self.sentences_of
-        openings = torch.randint(0, len(said.full), (len(rows),), generator=rng).tolist()
+        openings = torch.randint(0, len(said.of(False)), (len(rows),), generator=rng).tolist()
+        dropped = torch.zeros(len(rows), 2, dtype=torch.bool)
+        if self.options.drop_words:
+            dropped = torch.rand(len(rows), 2, generator=rng) < self.options.drop_words
         return [
-            (said.filtered if row >= self.count else said.full)[opening][row % self.count]
-            for opening, row in zip(openings, rows.tolist(), strict=True)
+            said.of(row >= self.count, *without)[opening][row % self.count]
+            for opening, row, without in zip(openings, rows.tolist(), dropped.tolist(), strict=True)
         ]
 
     def weights(self, rows: Tensor) -> Tensor | None:
@@ -331,6 +352,11 @@ class Detex(TuningMethod):
         "literal": {"steps": 600, "lr": 1e-5, "batch_size": 4, "prior_batch": 4},
     }  # fmt: skip
     handler = AdapterHandler()
+
+    @staticmethod
+    def can_keep(settings: DetexSettings) -> frozenset[str]:
+        names = _attributes(settings)
+        return frozenset((*names, "view") if "pose" in names else names)
 
     @contextmanager
     def task(self, subject: Subject, base: Base, settings: DetexSettings, progress: bool) -> Iterator[TuningTask]:

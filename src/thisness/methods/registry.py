@@ -47,6 +47,11 @@ class Method(ABC):
         """The settings that decide the result, as JSON data; they are in the concept's manifest."""
         return asdict(settings)
 
+    @staticmethod
+    def can_keep(settings: Any) -> frozenset[str]:
+        """What of a reference can be kept on demand ("pose", "background"): `Concept.keeps` has words for it."""
+        return frozenset()
+
     @abstractmethod
     def learn(
         self, subject: Subject, base: Base, settings: Any, folder: Path, *, resume: bool, progress: bool,
@@ -144,18 +149,20 @@ def learn(
                 subject, base, full, Path(temporary), resume=False, progress=progress, stop_after=stop_after
             )
     folder = Path(folder)
-    if resume and (done := _learned_already(folder, chosen, subject, base, full)) is not None:
+    if resume and (done := learned_already(folder, chosen, subject, base, full)) is not None:
         return done
     check_replaceable(folder)  # now, not after minutes of work
     training = folder.with_name(folder.name + ".training")
     concept = chosen().learn(subject, base, full, training, resume=resume, progress=progress, stop_after=stop_after)
     concept.save(folder, extra=lambda building: _keep_records(training, building))
-    _tidy(training)
+    tidy(training)
     return concept
 
 
-def _learned_already(folder: Path, method: type[Method], subject: Subject, base: Base, settings: Any) -> Concept | None:
-    """What an earlier call wrote, if it was asked for the very same."""
+def learned_already(
+    folder: Path, method: type[Method], subject: Subject, base: Base, settings: Any, **more: Any
+) -> Concept | None:
+    """What an earlier call wrote, if it was asked for the very same; `more` stands among its settings, too."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
@@ -167,7 +174,7 @@ def _learned_already(folder: Path, method: type[Method], subject: Subject, base:
         (found["method"], found["name"], found["noun"]) == (method.name, subject.name, subject.noun)
         and found["subject"]["hash"] == subject.hash
         and found["base"]["signature"] == base.signature
-        and found["settings"] == json.loads(json.dumps(method.decisive(settings)))
+        and found["settings"] == json.loads(json.dumps({**method.decisive(settings), **more}))
     )
     return concept if same else None
 
@@ -182,7 +189,7 @@ def _keep_records(training: Path, building: Path) -> None:
         shutil.copytree(training / "previews", building / "previews")
 
 
-def _tidy(training: Path) -> None:
+def tidy(training: Path) -> None:
     """Remove what was needed only to go on; whatever somebody else put there stays."""
     import shutil
 

@@ -16,7 +16,7 @@ from ...playroom.subjects import held_out_identity, reference_scenes, subject_na
 from ...playroom.world import CREATURES, WORLD, Scene
 from ..items import BenchSubject, Case
 from .layout import Contents
-from .playroom_prompts import DRIFT, FAMILIES, asks
+from .playroom_prompts import DRIFT, FAMILIES, asks, control_asks
 from .sentences import context_of
 
 REFERENCES, SIDE = 4, 128
@@ -30,6 +30,7 @@ class Size:
     sentences: Mapping[str, int | None]
 
 
+CONTROL_TOYS = tuple(range(12))
 SIZES = {
     "smoke": Size((0, 7), dict.fromkeys(FAMILIES, 1)),  # a dog and a teapot
     "small": Size(
@@ -45,11 +46,13 @@ def read(folder: Path | None, size: str) -> Contents:
 
     Args:
         folder: where they are kept; a cache by default.
-        size: "smoke", "small" or "full".
+        size: "smoke", "small", "full", or "control": the same toys with something of a reference kept.
 
     Raises:
         ArtefactError: `folder` holds something else.
     """
+    if size == "control":
+        return _control(folder)
     wanted = SIZES[size]
     subjects = tuple(toy(index, folder) for index in wanted.toys)
     cases: list[Case] = []
@@ -62,6 +65,19 @@ def read(folder: Path | None, size: str) -> Contents:
     for ask in DRIFT[: wanted.sentences["drift"]]:
         cases.append(Case(f"drift-{ask.words}", (), ask.text, "drift", context_of(ask.text), ask.expected))
     return Contents(subjects, tuple(cases))
+
+
+def _control(folder: Path | None) -> Contents:
+    """Toys in pictures that keep a reference's pose, its background, both, or nothing."""
+    subjects, cases = [], []
+    for index in CONTROL_TOYS:
+        subjects.append(toy(index, folder))
+        for family, said in control_asks(index).items():
+            for ask in said:
+                name = f"{subjects[-1].name}-{family}-{safe_name(ask.words)}"
+                place = (("subject", subjects[-1].name),)
+                cases.append(Case(name, place, ask.text, family, context_of(ask.text), ask.expected, keep=ask.keep))
+    return Contents(tuple(subjects), tuple(cases))
 
 
 def toy(index: int, folder: Path | None = None) -> BenchSubject:

@@ -63,6 +63,47 @@ def asks(index: int) -> dict[str, list[Ask]]:
     }
 
 
+class Kept(NamedTuple):
+    """A sentence, what is kept of which references, and what a picture must show."""
+
+    words: str
+    text: str
+    keep: tuple[str, ...]
+    expected: Mapping[str, str]
+
+
+CONTROL = ("alone", "keep-pose", "keep-background", "keep-both")
+"""Families of the size "control": whether what is kept of a reference is, and whether nothing is where nothing shall be."""
+
+
+def control_asks(index: int) -> dict[str, list[Kept]]:
+    """For held-out toy number `index`: the subject alone where no reference shows it; each reference's pose somewhere
+    else; each reference's background in another pose; a pose and a background of different references."""
+    who, scenes = held_out_identity(index), reference_scenes(index)
+    shown = [scene.subject.pose for scene in scenes]
+    poses = _unseen_first([pose for pose in poses_of(who.noun) if pose != UNSAID], shown, index)
+    every = [pose for pose in poses_of(who.noun) if pose != UNSAID]
+    places = _unseen_first(BACKGROUNDS, [scene.background for scene in scenes], index)
+    found: dict[str, list[Kept]] = {name: [] for name in CONTROL}
+    for number in range(2):
+        ask = _both(_pose(poses[number % len(poses)]), _place(places[number]))
+        found["alone"].append(Kept(ask.words, ask.text, (), ask.expected))
+    count = len(scenes)
+    for number, scene in enumerate(scenes):
+        place = _place(places[(2 + number) % len(places)])
+        expected = {"pose": scene.subject.pose, **place.expected}
+        found["keep-pose"].append(Kept(f"{number} {place.words}", place.text, (f"pose:{number}",), expected))
+        other = rotated([pose for pose in every if pose != scene.subject.pose], index + number)[0]
+        pose = _pose(other)
+        expected = {**pose.expected, "background": scene.background}
+        found["keep-background"].append(Kept(f"{number} {other}", pose.text, (f"background:{number}",), expected))
+    for one, two in ((0, 1), (2, 3)):
+        expected = {"pose": scenes[one].subject.pose, "background": scenes[two % count].background}
+        keep = (f"pose:{one}", f"background:{two % count}")
+        found["keep-both"].append(Kept(f"{one} {two}", "a {subject}", keep, expected))
+    return found
+
+
 DRIFT = (
     Ask(
         "cat",
