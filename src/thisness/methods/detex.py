@@ -93,6 +93,9 @@ class DetexSettings(PriorSettings, TuningSettings):
     mappers: Literal["shared", "each", "free"] = setting(
         "shared", "one mapper for an attribute, one for each picture, or free rows without mappers"
     )
+    centred: bool = setting(
+        False, "hold the mean of all pictures' words where they start, so that what all share goes to the subject's"
+    )
     pose_input: Literal["original", "filtered"] = setting("original", "what the pose's mapper sees of a picture")
     image_encoder: str = setting("", "CLIP model (folder or hub id); the one that fits the base by default", model=True)
 
@@ -415,15 +418,18 @@ class Detex(TuningMethod):
         with torch.random.fork_rng(devices=[]):  # modules draw weights when they are made, only to be drawn anew
             for encoder, row in start_rows(base, settings.start, settings.seed).items():
                 parts: list[nn.Module] = []
+            centres: list[Tensor] = []
                 for attribute in attributes:
                     start = vocabulary_rows(base, starts[attribute])[encoder].mean(0).cpu()
+                if settings.centred and count > 1:
+                    centres.append(start)
                     if settings.mappers == "free":
                         parts.append(Free(count, start, generator))
                         continue
                     seen = features[attribute]
                     number = count if settings.mappers == "each" else 1
                     parts.append(Mapped(seen, [Mapper(seen, start, generator) for _ in range(number)]))
-                tables[encoder] = WordTable(nn.Parameter(row), parts).to(base.device)
+                tables[encoder] = WordTable(nn.Parameter(row), parts, centres).to(base.device)
         return tables
 
     def _features(self, base: Base, subject: Subject, settings: DetexSettings) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 p_i = M^P(f_i), b_i = M^B(f_i)       `Mapper`, `Mapped`     f_i: features of picture i
 T = [v; p_1 ... p_N; b_1 ... b_N]    `WordTable`
+p_i - mean_j p_j + start             `WordTable`, where words are centred (not in the paper)
 without mapper (an ablation)         `Free`
 """
 
@@ -93,13 +94,19 @@ class WordTable(nn.Module):
     Args:
         word: (1, width), the subject's.
         parts: what gives the rows of an attribute, in the order of their tokens.
+        centres: for each part the (width,) row that the mean of its rows is held at; () leaves it free. What all
+            pictures share then has no place but in the subject's word.
     """
 
-    def __init__(self, word: nn.Parameter, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, word: nn.Parameter, parts: Sequence[nn.Module], centres: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.word, self.parts = word, nn.ModuleList(parts)
+        self.centres = centres
 
     def forward(self) -> Tensor:
         """(1 + attributes * pictures, width)."""
         with torch.autocast(self.word.device.type, enabled=False):
-            return torch.cat([self.word, *(part() for part in self.parts)])
+            rows = [part() for part in self.parts]
+            if self.centres:
+                rows = [own - own.mean(0) + at.to(own) for own, at in zip(rows, self.centres, strict=True)]
+            return torch.cat([self.word, *rows])

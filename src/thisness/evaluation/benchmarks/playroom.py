@@ -46,12 +46,13 @@ def read(folder: Path | None, size: str) -> Contents:
 
     Args:
         folder: where they are kept; a cache by default.
-        size: "smoke", "small", "full", or "control": the same toys with something of a reference kept.
+        size: "smoke", "small", "full", or "control": toys with something of a reference kept
+            (with "-1", "-2", "-3": of so many references).
 
     Raises:
         ArtefactError: `folder` holds something else.
     """
-    if size == "control":
+    if size.startswith("control"):
         return _control(folder)
     wanted = SIZES[size]
     subjects = tuple(toy(index, folder) for index in wanted.toys)

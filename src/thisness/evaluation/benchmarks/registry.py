@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigurationError, UserError, nearest, raise_all
-from ..items import Benchmark, BenchSubject
+from ..items import Benchmark, BenchSubject, Case
 from . import celeba, customconcept, dreambench, dreambench_plus, dreamedit, ds, folder, playroom
 from .layout import Contents
 
@@ -128,9 +128,17 @@ def load_benchmark(
     used = tuple(range(protocol.seeds)) if seeds is None else _checked_seeds(seeds)
     contents = entry.read(None if folder is None else Path(folder).expanduser(), size)
     subjects = tuple(map(partial(_first_references, count=protocol.references), contents.subjects))
+    counts = {subject.name: len(subject.pictures) for subject in subjects}
+    cases = tuple(case for case in contents.cases if _shown(case, counts))
     notes = (*([protocol.facts] if protocol.facts else []), *contents.notes)
     full_name = f"{name}-{size}" if len(entry.protocols) > 1 else name
-    return Benchmark(full_name, subjects, contents.cases, used, protocol.preset, notes)
+    return Benchmark(full_name, subjects, cases, used, protocol.preset, notes)
+
+
+def _shown(case: Case, counts: Mapping[str, int]) -> bool:
+    """Whether the references that it keeps something of are among those used."""
+    fewest = min((counts.get(name, 0) for _, name in case.subjects), default=0)
+    return all(int(each.partition(":")[2]) < fewest for each in case.keep)
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
