@@ -418,7 +418,7 @@ class Detex(TuningMethod):
         with torch.random.fork_rng(devices=[]):  # modules draw weights when they are made, only to be drawn anew
             for encoder, row in start_rows(base, settings.start, settings.seed).items():
                 parts: list[nn.Module] = []
-            centres: list[Tensor] = []
+                centres: list[Tensor] = []
                 for attribute in attributes:
                     start = vocabulary_rows(base, starts[attribute])[encoder].mean(0).cpu()
                 if settings.centred and count > 1:
