@@ -421,8 +421,8 @@ class Detex(TuningMethod):
                 centres: list[Tensor] = []
                 for attribute in attributes:
                     start = vocabulary_rows(base, starts[attribute])[encoder].mean(0).cpu()
-                if settings.centred and count > 1:
-                    centres.append(start)
+                    if settings.centred and count > 1:
+                        centres.append(start)
                     if settings.mappers == "free":
                         parts.append(Free(count, start, generator))
                         continue
