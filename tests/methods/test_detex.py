@@ -460,3 +460,22 @@ def test_words_go_unsaid_at_their_rate_and_each_for_itself(base, subject):
         task.captions(torch.tensor([0, 1]), rng)
         torch.randint(0, 1, (2,), generator=(again := torch.Generator().manual_seed(0)))
         assert torch.equal(rng.get_state(), again.get_state()) and not torch.equal(rng.get_state(), before)
+
+
+@pytest.mark.parametrize("mappers", ["shared", "free"])
+def test_centred_words_keep_their_mean_and_what_all_share_cannot_move_them(base, subject, mappers):
+    """The mean of each attribute's rows is its start; a gradient that is the same on all rows reaches no parameter."""
+    chosen = method_named("detex")
+    given = {k: v for k, v in SETTINGS.items() if k != "preset"} | {"mappers": mappers, "centred": True}
+    settings = settings_for(chosen, base, given, "default")
+    (table,) = chosen()._tables(base, subject, settings).values()
+    rows = table()
+    for at, centre in enumerate(table.centres):
+        assert torch.allclose(rows[1 + 3 * at : 4 + 3 * at].mean(0), centre, atol=1e-6)
+    direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0))
+    (rows[1:] @ direction).sum().backward()
+    assert all(p.grad.abs().max() < 1e-4 for p in table.parts.parameters())
+    assert rows[1].sub(rows[2]).abs().max() > 1e-4
+    one = Subject("solo", "dog", subject.images[:1], subject.masks[:1])
+    (alone,) = chosen()._tables(base, one, settings).values()
+    assert not alone.centres  # the words of a single picture would have nothing to say
