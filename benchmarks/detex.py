@@ -44,11 +44,12 @@ COLUMNS = (
     ("alone: CLIP-T", "alone", "clip-t"),
 )
 """Title, family of cases, metric."""
-INTRODUCTION = """Made by `.venv/bin/python benchmarks/detex.py`; do not edit. Held-out toys, four pictures each, read by
-the embedded judge (docs/judges.md). Every number is a mean over toys of their means, with its 95 % interval over toys.
-"Pose kept" is the share of pictures in which the reader reads the pose of the kept reference, while the sentence names
-a new place; "alone" is the subject's word without any other, in a pose and a place that no reference shows; identity is
-the cosine of `playroom-identity` to the references."""
+INTRODUCTION = """\
+Made by `.venv/bin/python benchmarks/detex.py`; do not edit. Held-out toys, four pictures each, read by the embedded
+judge (docs/judges.md). Every number is a mean over toys of their means, with its 95 % interval over toys. "Pose
+kept" is the share of pictures in which the reader reads the pose of the kept reference, while the sentence names a
+new place; "alone" is the subject's word without any other, in a pose and a place that no reference shows; identity
+is the cosine of `playroom-identity` to the references."""
 
 
 def run(out: Path, size: str, recipes: str, subjects: str, seeds: str, workers: int) -> int:
