@@ -96,9 +96,9 @@ def mahalanobis(
     if fixed is None:
         if counts is not None:
             raise ThisnessError("the paper's Mahalanobis distance has no resampling: pass a reference")
-        away = p - q.mean(0)
-        inverse = torch.linalg.pinv(torch.cov(q.T), hermitian=True, rtol=1e-10)
-        return ((away @ inverse) * away).sum(-1).clamp(min=0).sqrt().mean()
+        _, sizes, axes = torch.linalg.svd(q - q.mean(0), full_matrices=False)
+        there = sizes > 1e-10 * sizes.max().clamp(min=1e-12)  # the directions that S^-1 does not know are left out
+        return ((len(q) - 1) ** 0.5 * (p - q.mean(0)) @ axes[there].T / sizes[there]).norm(dim=1).mean()
     p, q = p @ fixed.whitener, q @ fixed.whitener
     a, b = _counts(counts, p), _counts(counts_q, q)
     middle = (b @ q) / b.sum(-1, keepdim=True)
