@@ -192,7 +192,7 @@ def test_methods_attach_and_export_their_concepts(tmp_path, monkeypatch):
             yield "attached"
             calls.append("off")
 
-        def export(self, concept, folder, to):
+        def export(self, concept, folder, to, base=None):
             return [folder / f"{concept.name}.{to}"]
 
     monkeypatch.setattr(module, "_HANDLERS", {})

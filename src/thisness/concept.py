@@ -59,8 +59,8 @@ class ConceptHandler(Protocol):
         """
         ...
 
-    def export(self, concept: Concept, folder: Path, to: str) -> list[Path]:
-        """Write the concept in another format.
+    def export(self, concept: Concept, folder: Path, to: str, base: Base | None = None) -> list[Path]:
+        """Write the concept in another format. A handler that needs no base may ignore it.
 
         Raises:
             ConfigurationError: the method has no such format.
@@ -308,13 +308,19 @@ class Concept:
         """
         return self._handler().attach(self, base)
 
-    def export(self, folder: str | Path, to: str = "diffusers") -> list[Path]:
+    def export(self, folder: str | Path, to: str = "diffusers", base: Base | None = None) -> list[Path]:
         """Write the concept in a format that other programs read; returns the files written.
+
+        Args:
+            folder: where to.
+            to: "diffusers"; "kohya" (AUTOMATIC1111, ComfyUI) for words and low-rank weights.
+            base: that it was learned on, for methods whose export is a whole model; found by its name if None.
 
         Raises:
             ConfigurationError: the method has no such format.
+            ArtefactError: the base is needed, and is not found or is another one.
         """
-        return self._handler().export(self, Path(folder), to)
+        return self._handler().export(self, Path(folder), to, base)
 
     def _handler(self) -> ConceptHandler:
         if self.method not in _HANDLERS:  # those who attach register themselves; nothing here knows them

@@ -13,6 +13,7 @@ from ..bases import Base
 from ..concept import Concept
 from ..errors import ArtefactError, ConfigurationError, nearest
 from ..files import directory, listed, load_tensors, save_tensors, write_text
+from .kohya import kohya_lora, kohya_words
 from .lora import attached_lora
 from .replaced import replaced_weights
 from .words import attached_words
@@ -22,7 +23,7 @@ LORA = "lora.safetensors"  # PART.MODULE.lora_A.weight and PART.MODULE.lora_B.we
 REPLACED = "replaced.safetensors"  # PART.MODULE.weight, in the place of the base's own
 UNET_KV = "unet_kv.safetensors"
 CUSTOM_DIFFUSION = "pytorch_custom_diffusion_weights.safetensors"
-FORMATS = ("diffusers",)
+FORMATS = ("diffusers", "kohya")
 
 
 class AdapterHandler:
@@ -47,18 +48,35 @@ class AdapterHandler:
                 stack.enter_context(attached_lora(base.modules[part], tensors, concept.name))
             yield
 
-    def export(self, concept: Concept, folder: Path, to: str) -> list[Path]:
-        """Files as plain diffusers loads them, and `usage.txt` that says how: `learned_embeds.safetensors` (further
-        words in files of their own), `pytorch_lora_weights.safetensors`, replaced weights twice (`to_diffusers`)."""
-        if to not in FORMATS:
-            raise ConfigurationError(f"no export to {to!r}{nearest(to, FORMATS)}: use one of {', '.join(FORMATS)}")
-        files = to_diffusers(concept)
+    def export(self, concept: Concept, folder: Path, to: str, base: Base | None = None) -> list[Path]:
+        """Files as other programs load them, and `usage.txt` that says how.
+
+        diffusers: `learned_embeds.safetensors` (further words in files of their own),
+        `pytorch_lora_weights.safetensors`, replaced weights twice (`to_diffusers`). kohya, as AUTOMATIC1111 and ComfyUI
+        read it: `NAME.safetensors` (the word), `NAME_lora.safetensors`; replaced weights have no place in it.
+
+        Raises:
+            ConfigurationError: another format, or one that does not hold what was learned.
+        """
+        check_format(to, FORMATS)
+        files = to_diffusers(concept) if to == "diffusers" else to_kohya(concept)
+        text = usage(concept, files) if to == "diffusers" else kohya_usage(concept, files)
         with directory(folder) as building:
-            for name, tensors in files.items():
-                save_tensors(building / name, tensors, {"format": "pt"})
+            for name, (tensors, metadata) in files.items():
+                save_tensors(building / name, tensors, {"format": "pt", **metadata})
                 load_tensors(building / name, expect={key: tuple(tensor.shape) for key, tensor in tensors.items()})
-            write_text(building / "usage.txt", usage(concept, files))
+            write_text(building / "usage.txt", text)
         return [folder / name for name in (*files, "usage.txt")]
+
+
+Files = dict[str, tuple[dict[str, Tensor], dict[str, str]]]
+"""Tensors and metadata by file name."""
+
+
+def check_format(to: str, known: Sequence[str], why: str = "") -> None:
+    """Raises ConfigurationError for a format that is not among those known."""
+    if to not in known:
+        raise ConfigurationError(f"no export to {to!r}{nearest(to, known)}: {why}use {' or '.join(known)}")
 
 
 def by_part(tensors: dict[str, Tensor], base: Base) -> dict[str, dict[str, Tensor]]:
@@ -80,32 +98,65 @@ def by_part(tensors: dict[str, Tensor], base: Base) -> dict[str, dict[str, Tenso
     return parts
 
 
-def to_diffusers(concept: Concept) -> dict[str, dict[str, Tensor]]:
-    """Tensors by file name.
+def to_diffusers(concept: Concept) -> Files:
+    """What to write.
 
     Replaced weights are there twice. `unet_kv.safetensors` has the UNet's own names and is what to load. The other has
     the names of diffusers' Custom Diffusion example, with an empty tensor for each self-attention, without which its
     loader refuses it.
     """
-    files: dict[str, dict[str, Tensor]] = {}
+    files: Files = {}
     if EMBEDDINGS in concept.tensors:
         rows = concept.tensors[EMBEDDINGS]
         if set(rows) != {"text_encoder"}:
             raise ConfigurationError(f"{concept!r}: words for several text encoders cannot be exported yet")
         first = 0
         for tokens in words_of(concept.tokens):  # a file holds one word: diffusers' loader insists on it
-            files[_embeds_file(concept, tokens)] = {tokens[0]: rows["text_encoder"][first : first + len(tokens)]}
+            learned = rows["text_encoder"][first : first + len(tokens)]
+            files[_embeds_file(concept, tokens)] = {tokens[0]: learned}, {}
             first += len(tokens)
     if LORA in concept.tensors:
-        files["pytorch_lora_weights.safetensors"] = {
-            _legacy(key): tensor for key, tensor in concept.tensors[LORA].items()
-        }
+        lora = {_legacy(key): tensor for key, tensor in concept.tensors[LORA].items()}
+        files["pytorch_lora_weights.safetensors"] = lora, {}
     if REPLACED in concept.tensors:
         plain = {key.removeprefix("unet."): tensor for key, tensor in concept.tensors[REPLACED].items()}
-        files[UNET_KV] = plain
+        files[UNET_KV] = plain, {}
         if all(key.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")) for key in plain):
-            files[CUSTOM_DIFFUSION] = _custom_diffusion(plain)
+            files[CUSTOM_DIFFUSION] = _custom_diffusion(plain), {}
     return files
+
+
+def to_kohya(concept: Concept) -> Files:
+    """What to write.
+
+    Raises:
+        ConfigurationError: what was learned has no place in the format.
+    """
+    if REPLACED in concept.tensors:
+        raise ConfigurationError(
+            f"{concept.name!r} replaces weights of the model ({concept.method}), and the format of kohya holds words "
+            "and low-rank weights only: export to diffusers"
+        )
+    files: Files = {}
+    if EMBEDDINGS in concept.tensors:
+        files[f"{concept.name}.safetensors"] = kohya_words(concept.tensors[EMBEDDINGS]), {}
+    if LORA in concept.tensors:
+        several = concept.manifest["base"]["family"] == "sdxl"
+        files[f"{concept.name}_lora.safetensors"] = kohya_lora(concept.tensors[LORA], several, concept.name)
+    return files
+
+
+def kohya_usage(concept: Concept, files: Files) -> str:
+    """Where the files go and what to write in a prompt, for AUTOMATIC1111; ComfyUI differs in the folders' names."""
+    words = [piece for piece in concept.word.text.split() if piece not in concept.tokens[1:]]
+    word = " ".join(concept.name if piece in concept.tokens else piece for piece in words)
+    lines = [f"{concept.name} ({concept.noun}), learned by {concept.method} on {concept.manifest['base']['name']}", ""]
+    prompt = f"a photo of a {word}"
+    for file in files:
+        low_rank = file.endswith("_lora.safetensors")
+        lines.append(f"{file}: into {'models/Lora' if low_rank else 'embeddings'}")
+        prompt += f" <lora:{file.removesuffix('.safetensors')}:1>" if low_rank else ""
+    return "\n".join([*lines, f"prompt: {prompt}", ""])
 
 
 def words_of(tokens: Sequence[str]) -> list[tuple[str, ...]]:
@@ -140,7 +191,7 @@ def _legacy(key: str) -> str:
     return key.replace("text_encoder.", "text_encoder.text_model.", 1) if flat else key
 
 
-def usage(concept: Concept, files: dict[str, dict[str, Tensor]]) -> str:
+def usage(concept: Concept, files: Files) -> str:
     """How to load the files in plain diffusers, as text to read and to copy."""
     further = {token for word in words_of(concept.tokens) for token in word[1:]}  # diffusers expands the first to all
     word = " ".join(piece for piece in concept.word.text.split() if piece not in further)
@@ -151,7 +202,7 @@ def usage(concept: Concept, files: dict[str, dict[str, Tensor]]) -> str:
         "from diffusers import StableDiffusionPipeline",
         f"pipe = StableDiffusionPipeline.from_pretrained({concept.manifest['base']['name']!r})",
     ]
-    for file, tensors in files.items():
+    for file, (tensors, _) in files.items():
         if file.startswith("learned_embeds"):
             (token,) = tensors
             lines.append(f'pipe.load_textual_inversion(".", weight_name="{file}", token="{token}")')

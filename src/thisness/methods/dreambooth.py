@@ -6,7 +6,7 @@ Ruiz et al., CVPR 2023, arXiv 2208.12242, with low-rank weights (Hu et al., LoRA
     eq. 2, + lambda w_t' || x_theta(a_t' x_pr + ..., c_pr) - x_pr ||^2   the same: settings prior_*
     x_pr, sampled from the frozen model (section 3.3)          `training.prior.class_latents`
     "a [identifier] [class noun]" (section 3.1)                `identifier_word`
-    rare-token identifier (section 3.2)                        setting `identifier`
+    rare-token identifier (section 3.2)                        setting `identifier`, `attached_identifier`
     W + (alpha / rank) B A (LoRA, eq. 3)                       `adapters.inserted_lora`
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..adapters import EMBEDDINGS, LORA, AdapterHandler, attached_words, inserted_lora
 from ..adapters.lora import learned
-from ..adapters.words import random_rows, text_parts, vocabulary_rows
+from ..adapters.words import start_rows, text_parts
 from ..bases import Base
 from ..errors import ConfigurationError
 from ..prompt import SlotWord, placeholder_tokens
@@ -42,7 +42,27 @@ NEW = "new"
 
 
 @dataclass(frozen=True)
-class DreamBoothLoraSettings(PriorSettings, TuningSettings):
+class IdentifierSettings:
+    """Settings of the word, and of the text encoder that reads it."""
+
+    text_encoder: bool = setting(False, "train the text encoder, too")
+    text_lr: float | None = setting(None, "its learning rate; lr by default")
+    identifier: str = setting("sks", "rare word before the noun, or 'new': a token of its own")
+    identifier_lr: float = setting(0.0, "learning rate of the new token's row; 0: it stays as it starts")
+    identifier_start: str = setting("", "word whose row the new token starts from; a random row by default")
+
+    def word_problems(self) -> list[str]:
+        """What is wrong with them."""
+        wrong = []
+        if self.identifier_lr < 0 or (self.text_lr is not None and self.text_lr <= 0):
+            wrong.append("identifier_lr must be at least 0, text_lr above 0")
+        if self.identifier_lr and self.identifier != NEW:
+            wrong.append(f"identifier_lr needs identifier={NEW}: a row of the vocabulary is never trained")
+        return wrong
+
+
+@dataclass(frozen=True)
+class DreamBoothLoraSettings(IdentifierSettings, PriorSettings, TuningSettings):
     """Of the published example scripts: rank 4, 1e-4, one picture of the subject and one of the class a step."""
 
     rank: int = setting(4, "of the low-rank weights")
@@ -50,25 +70,15 @@ class DreamBoothLoraSettings(PriorSettings, TuningSettings):
     targets: Literal["attention", "transformer", "all"] = setting(
         "attention", "of the denoiser: q, k, v and out; the whole transformer blocks; or the convolutions, too"
     )
-    text_encoder: bool = setting(False, "train low-rank weights of the text encoder, too")
-    text_lr: float | None = setting(None, "their learning rate; lr by default")
-    identifier: str = setting("sks", "rare word before the noun, or 'new': a token of its own")
-    identifier_lr: float = setting(0.0, "learning rate of the new token's row; 0: it stays as it starts")
-    identifier_start: str = setting("", "word whose row the new token starts from; a random row by default")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wrong = []
+        self.check_prior()
+        wrong = self.word_problems()
         if not 1 <= self.rank <= 1024:
             wrong.append(f"rank {self.rank} must be in 1 ... 1024")
         if self.alpha is not None and self.alpha <= 0:
             wrong.append(f"alpha {self.alpha} must be above 0")
-        if self.prior_pictures < 0 or self.prior_batch < 1 or self.prior_weight < 0:
-            wrong.append("prior_pictures and prior_weight must be at least 0, prior_batch at least 1")
-        if self.identifier_lr < 0 or (self.text_lr is not None and self.text_lr <= 0):
-            wrong.append("identifier_lr must be at least 0, text_lr above 0")
-        if self.identifier_lr and self.identifier != NEW:
-            wrong.append(f"identifier_lr needs identifier={NEW}: a row of the vocabulary is never trained")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -79,10 +89,30 @@ def identifier_word(subject: Subject, identifier: str) -> tuple[SlotWord, tuple[
     return SlotWord(f"{' '.join(tokens) or identifier} {subject.noun}", subject.noun), tokens
 
 
+@contextmanager
+def attached_identifier(
+    base: Base, settings: IdentifierSettings, tokens: tuple[str, ...], seed: int
+) -> Iterator[nn.ParameterDict]:
+    """The new token, if there is one, with its row by text encoder (1, width); it requires gradients if it trains."""
+    if not tokens:
+        yield nn.ParameterDict()
+        return
+    rows = start_rows(base, settings.identifier_start, seed)
+    words = nn.ParameterDict({name: nn.Parameter(row) for name, row in rows.items()})
+    words.requires_grad_(bool(settings.identifier_lr))
+    with attached_words(base, tokens, dict(words.items())):
+        yield words
+
+
+def identifier_group(words: nn.ParameterDict, settings: IdentifierSettings) -> dict[str, Any]:
+    """For the optimizer: no decay, for the row has a meaning where it starts."""
+    return {"params": list(words.values()), "lr": settings.identifier_lr, "weight_decay": 0.0}
+
+
 def target_modules(model: nn.Module, ends: tuple[str, ...]) -> list[str]:
-    """Names of the linear and convolutional modules of a model that end so."""
+    """Names of the linear and convolutional modules of a model that end so, low-rank weights on them or not."""
     kinds = (nn.Linear, nn.Conv2d)
-    named = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    named = [name for name, m in model.named_modules() if isinstance(getattr(m, "base_layer", m), kinds)]
     found = [name for name in named if name.endswith(tuple(f".{end}" for end in ends))]
     if not found:
         raise ConfigurationError(f"{type(model).__name__} has no modules called {', '.join(ends)}")
@@ -99,8 +129,10 @@ class DreamBoothLora(TuningMethod):
             "steps": 400, "lr": 2e-3, "batch_size": 4, "prior_batch": 4, "prior_pictures": 32, "rank": 16,
             "identifier": NEW, "identifier_lr": 2e-3, "schedule": "cosine",
         },
+        "paper": {"steps": 1000, "lr": 1e-4, "prior_pictures": 1000},
         "detex-paper": {"steps": 1000, "lr": 1e-4},
         "scp-paper": {"steps": 2000, "lr": 1e-4},
+        "tea-paper": {"steps": 3000, "lr": 1e-4, "text_encoder": True},
     }  # fmt: skip
     handler = AdapterHandler()
 
@@ -113,18 +145,10 @@ class DreamBoothLora(TuningMethod):
         modules: dict[str, nn.Module] = {}
         groups: list[dict[str, Any]] = []
         with ExitStack() as stack:
-            if tokens:
-                start = settings.identifier_start
-                rows = {n: r[-1:] for n, r in vocabulary_rows(base, start).items()} if start else None
-                rows = rows or random_rows(base, settings.seed)
-                words = nn.ParameterDict({name: nn.Parameter(row) for name, row in rows.items()})
-                stack.enter_context(attached_words(base, tokens, dict(words.items())))
-                self.words = words
-                if settings.identifier_lr:
-                    modules["words"] = words
-                    groups.append({"params": list(words.values()), "lr": settings.identifier_lr, "weight_decay": 0.0})
-                else:
-                    words.requires_grad_(False)
+            words = self.words = stack.enter_context(attached_identifier(base, settings, tokens, settings.seed))
+            if tokens and settings.identifier_lr:
+                modules["words"] = words
+                groups.append(identifier_group(words, settings))
             self.scale = (settings.alpha or settings.rank) / settings.rank
             self.layers: dict[str, dict[str, Any]] = {}
             for part, ends in self._parts(base, settings).items():

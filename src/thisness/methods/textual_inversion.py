@@ -25,11 +25,11 @@ from ..bases import Base
 from ..prompt import SlotWord, placeholder_tokens
 from ..subject import Subject
 from .registry import register_method
-from .tuning import TuningMethod, TuningSettings, TuningTask, setting
+from .tuning import MeaningSettings, TuningMethod, TuningSettings, TuningTask, setting
 
 
 @dataclass(frozen=True)
-class TextualInversionSettings(TuningSettings):
+class TextualInversionSettings(MeaningSettings, TuningSettings):
     """Of the official code: one picture a step, 5e-3 after its scaling, no clipping, the 27 sentences for objects."""
 
     steps: int = setting(3000, "updates of the word")
@@ -42,6 +42,7 @@ class TextualInversionSettings(TuningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_meaning()
         if not 1 <= self.vectors <= 64:
             raise ValueError(f"vectors {self.vectors} must be in 1 ... 64")
 
@@ -68,8 +69,10 @@ class TextualInversion(TuningMethod):
     Settings = TextualInversionSettings
     presets = {
         "small": {"steps": 400, "lr": 0.02, "batch_size": 8, "vectors": 2, "captions": "plain", "schedule": "cosine"},
+        "paper": {"steps": 5000, "lr": 0.04, "batch_size": 8},
         "detex-paper": {"steps": 5000, "lr": 5e-3, "flip": True},
         "scp-paper": {"steps": 1000, "lr": 5e-4, "flip": True},
+        "tea-paper": {"steps": 3000, "lr": 5e-4},
     }
     handler = AdapterHandler()
 
