@@ -123,6 +123,22 @@ def attached_lora(model: nn.Module, tensors: Mapping[str, Tensor], name: str, sc
         yield
 
 
+@contextmanager
+def without_lora(*models: nn.Module) -> Iterator[None]:
+    """Switch all low-rank weights of some models off for the length of a `with`: the layers give what they wrap."""
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[Any] = [each for model in models for each in model.modules() if isinstance(each, LoraLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True  # enable_adapters would also touch the gradient flags
+        yield
+    finally:
+        for layer, off in zip(layers, before, strict=True):
+            layer._disable_adapters = off
+
+
 def pairs_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """A and B by module.
 

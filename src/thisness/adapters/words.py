@@ -56,6 +56,39 @@ class LearnedRows(nn.Module):
         return int(self.table().shape[1])
 
 
+class OverriddenRows(nn.Module):
+    """A token embedding that gives other rows for some numbers.
+
+    Args:
+        original: the embedding that knows all numbers; its weights are shared, not copied.
+        numbers: (tokens,) which.
+        rows: (tokens, width) what they mean instead; gradients flow.
+    """
+
+    numbers: Tensor
+
+    def __init__(self, original: nn.Module, numbers: Tensor, rows: Tensor) -> None:
+        super().__init__()
+        self.original, self.rows = original, rows
+        self.register_buffer("numbers", numbers, persistent=False)
+        self.training = original.training
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: (batch, length) -> (batch, length, width)."""
+        same = ids.unsqueeze(-1).eq(self.numbers)  # (batch, length, tokens)
+        known = self.original(ids)
+        other = F.embedding(same.int().argmax(-1), self.rows).to(known.dtype)
+        return torch.where(same.any(-1, keepdim=True), other, known)
+
+    @property
+    def num_embeddings(self) -> int:
+        return int(self.original.num_embeddings)  # type: ignore[arg-type]
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.rows.shape[1])
+
+
 def table_of(rows: Tensor | nn.Module) -> Tensor:
     """(tokens, width), from what holds or computes it."""
     return rows if isinstance(rows, Tensor) else rows()
@@ -93,7 +126,10 @@ def random_rows(base: Base, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     rows = {}
     for name, (_, encoder) in text_parts(base).items():
-        table = encoder.get_input_embeddings().weight.detach().float().cpu()  # type: ignore[operator]
+        known = _embedding_of(encoder)
+        while isinstance(known, LearnedRows):  # other words may be attached
+            known = known.original
+        table = known.weight.detach().float().cpu()
         rows[name] = (table.mean(0) + table.std(0) * torch.randn(1, table.shape[1], generator=generator)).to(
             base.device
         )
@@ -160,6 +196,33 @@ def attached_words(
         for name, (own, encoder) in parts.items():
             encoder.set_input_embeddings(before_tables[name])  # type: ignore[operator]
             base.parts[own] = before_tokenizers[own]
+
+
+@contextmanager
+def overridden_rows(base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let tokens that the base knows mean something else for the length of a `with`; no weight is changed.
+
+    Args:
+        base: with the words attached.
+        tokens: each one token of every tokenizer: "<rufus>", "<rufus_1>" ...
+        rows: by the name of each text encoder, (tokens, width).
+
+    Raises:
+        PromptError: a word that is not one token.
+    """
+    parts = text_parts(base)
+    before = {name: _embedding_of(encoder) for name, (_, encoder) in parts.items()}
+    try:
+        for name, (own, encoder) in parts.items():
+            numbers = [base.parts[own](token, add_special_tokens=False)["input_ids"] for token in tokens]
+            unfit = [token for token, found in zip(tokens, numbers, strict=True) if len(found) != 1]
+            raise_all([f"{token} is not one token" for token in unfit], PromptError)
+            index = torch.tensor([found[0] for found in numbers], device=base.device)
+            encoder.set_input_embeddings(OverriddenRows(before[name], index, rows[name].to(base.device)))  # type: ignore[operator]
+        yield
+    finally:
+        for name, (_, encoder) in parts.items():
+            encoder.set_input_embeddings(before[name])  # type: ignore[operator]
 
 
 def _embedding_of(encoder: nn.Module) -> Any:

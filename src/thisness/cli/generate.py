@@ -107,6 +107,8 @@ def generate(
         batch_size=batch_size,
         progress=True,
     )
+    for report in result.record.get("adjusted", ()):
+        typer.echo(report["says"], err=True)
     for path in result.save(out):
         typer.echo(f"{path}")
     typer.echo(f"{out / 'sheet.png'}")

@@ -2,5 +2,16 @@
 
 from .conditioning import ADJUSTMENTS, Adjustment, Conditioning
 from .encoding import encode
+from .sentence import Adjusted, Bound, Sentence, SentenceAdjustment, encode_adjusted
 
-__all__ = ["ADJUSTMENTS", "Adjustment", "Conditioning", "encode"]
+__all__ = [
+    "ADJUSTMENTS",
+    "Adjusted",
+    "Adjustment",
+    "Bound",
+    "Conditioning",
+    "Sentence",
+    "SentenceAdjustment",
+    "encode",
+    "encode_adjusted",
+]

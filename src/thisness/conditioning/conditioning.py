@@ -113,4 +113,5 @@ Adjustment = Callable[[Conditioning], Conditioning]
 """A change of what the denoiser reads: a pure function."""
 
 ADJUSTMENTS: dict[str, type] = {}
-"""Adjustments that can be named in a recipe: each a frozen dataclass of settings whose instances are `Adjustment`s."""
+"""Adjustments that can be named in a recipe: each a frozen dataclass of settings whose instances are `Adjustment`s, or
+`SentenceAdjustment`s. Importing `thisness.methods` registers them all."""

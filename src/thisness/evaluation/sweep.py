@@ -121,6 +121,7 @@ def settings_of(
     Raises:
         ConfigurationError: no such knob (with the nearest), or values that it does not take.
     """
+    from .. import methods  # noqa: F401  (adjustments register themselves there)
     from ..attention import ATTACHMENTS
     from ..conditioning import ADJUSTMENTS
     from ..generation.parts import build_parts

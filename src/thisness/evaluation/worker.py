@@ -127,12 +127,16 @@ class Worker:
                     stack.enter_context(concept.attach(self.base))
                     unsaid.append(f"the concept {concept.name!r} attached without its word (hash {concept.hash[:12]})")
                 keywords = {key: value for key, value in keywords.items() if key not in ("concept", "subject")}
-            stack.enter_context(self._remembered(tuple(concept.hash for concept in concepts)))
+            adjust = settled.named.recipe.adjustments if settled else ()
+            if not Prompt(first.text).slots:  # nothing of a concept is in the sentence
+                adjust = tuple(each for each in adjust if not _about_concepts(each.name))
+            if not adjust:  # adjustments may change what tokens mean
+                stack.enter_context(self._remembered(tuple(concept.hash for concept in concepts)))
             made = generate(
                 self.base,
                 first.text,
                 **keywords,
-                adjust=settled.named.recipe.adjustments if settled else (),
+                adjust=adjust,
                 interventions=settled.named.recipe.attachments if settled else (),
                 keep=first.keep,
                 seeds=first.seeds,
@@ -230,6 +234,13 @@ class _CannotOpen(Exception):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def _about_concepts(name: str) -> bool:
+    """Whether an adjustment acts on what was learned, so that a sentence without it gives it nothing to do."""
+    from ..conditioning import ADJUSTMENTS
+
+    return getattr(ADJUSTMENTS.get(name), "about_concepts", False)
 
 
 def _logged_seconds(folder: Path) -> float | None:

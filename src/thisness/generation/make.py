@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from ..attention import ATTACHMENTS, Intervention
 from ..bases import Base
 from ..concept import Concept
-from ..conditioning import ADJUSTMENTS, Adjustment, encode
+from ..conditioning import ADJUSTMENTS, Adjustment, Conditioning, Sentence, SentenceAdjustment, encode, encode_adjusted
 from ..errors import ConfigurationError, raise_all
 from ..keeping import Keep, kept
 from ..prompt import Prompt, clean_text
@@ -32,7 +34,7 @@ def generate(
     subject: Subject | Mapping[str, Subject] | None = None,
     concept: Concept | Mapping[str, Concept] | None = None,
     keep: Sequence[Keep | str] = (),
-    adjust: Sequence[Adjustment | Spec | str] = (),
+    adjust: Sequence[Adjustment | SentenceAdjustment | Spec | str] | str = (),
     interventions: Sequence[Intervention | Spec | str] = (),
     seeds: Sequence[int] = (0,),
     negative: str = "",
@@ -59,7 +61,7 @@ def generate(
         concept: what was learned; on the base for the length of the call.
         keep: what to keep of the pictures that a concept was learned of, where its method can: "pose:2" (pictures
             count from 0), "rex=background:0". The words for it become part of the prompt.
-        adjust: changes of the conditioning of the sentence, in this order.
+        adjust: changes of the conditioning of the sentence, in this order: "tea:alpha=0.3".
         interventions: attached to the denoiser, in this order. One that records is overwritten by each batch.
         seeds: 0 ... 2**63-1 each.
         negative: what the pictures should not show; acts under guidance only.
@@ -85,7 +87,7 @@ def generate(
     prompt = kept(prompt, concepts, keep)
     filled = prompt.fill(slot_words(prompt, concepts, subjects))
     negative = clean_text(negative, "the negative prompt")
-    adjustments = build_parts(adjust, "adjustment", ADJUSTMENTS)
+    adjustments = build_parts([adjust] if isinstance(adjust, str) else adjust, "adjustment", ADJUSTMENTS)
     attachments = build_parts(interventions, "attachment", ATTACHMENTS)
     options = (options or SamplingOptions()).resolved(base)
     batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
@@ -93,10 +95,15 @@ def generate(
     with ExitStack() as stack:
         for each in {id(each): each for each in concepts.values()}.values():
             stack.enter_context(each.attach(base))
-        conditioning = encode(base, filled)
-        for adjustment in adjustments:
-            conditioning = adjustment(conditioning)
         unwanted = encode(base, negative) if (options.guidance or 0) > 1 else None
+
+        def preview(conditioning: Conditioning, seeds: Sequence[int], steps: int) -> list[Image]:
+            few = replace(options, steps=min(steps, options.steps or steps))
+            return decode_images(base, sample(base, conditioning, unwanted, seeds, few))
+
+        references = tuple(image for each in subjects.values() for image in each.images)
+        sentence = Sentence(base, filled, concepts, references, preview)
+        conditioning, adjustments, reports = encode_adjusted(sentence, adjustments)
         told = stack.enter_context(_progress(len(batches))) if progress else None
 
         def after(step: Step) -> None:
@@ -123,8 +130,9 @@ def generate(
         scheduler=make_scheduler(base, options.scheduler),
         batches=batches,
         images=images,
+        reports=reports,
     )
-    return Generation(images, record, tuple(image for each in subjects.values() for image in each.images))
+    return Generation(images, record, references)
 
 
 @contextmanager

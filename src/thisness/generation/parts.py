@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ def build_parts(given: Sequence[Any], kind: str, valid: Mapping[str, type]) -> l
         ConfigurationError: unknown names and settings, with the nearest valid ones; all of it at once.
     """
     specs = [parse_spec(each, kind) if isinstance(each, str) else each for each in given]
+    if any(isinstance(each, Spec) and each.name not in valid for each in specs):
+        importlib.import_module("thisness.methods")  # what is there registers itself; nothing here knows it
     named = tuple(each for each in specs if isinstance(each, Spec))
     validate(Recipe(adjustments=named) if kind == "adjustment" else Recipe(attachments=named), KNOWN)
     unfit = [each for each in specs if not isinstance(each, Spec) and isinstance(each, type)]

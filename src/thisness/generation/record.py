@@ -42,6 +42,7 @@ def make_record(
     scheduler: Any,
     batches: Sequence[Sequence[int]],
     images: Sequence[Image.Image],
+    reports: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """JSON data.
 
@@ -49,6 +50,7 @@ def make_record(
         options: with every number filled in.
         unsaid: names of adjustments and interventions that a recipe cannot say.
         batches: the seeds of the pictures that were made together: the last bits depend on it.
+        reports: what adjustments tell of what they did.
     """
     places = [(number, row) for number, batch in enumerate(batches) for row in range(len(batch))]
     methods = {concept.method for concept in concepts.values()}
@@ -67,6 +69,7 @@ def make_record(
         "seeds": [seed for batch in batches for seed in batch],
         "recipe": recipe.to_dict(),
         "unsaid": list(unsaid),
+        **({"adjusted": [dict(report) for report in reports]} if reports else {}),
         "base": {"name": base.name, "family": base.family, "signature": base.signature},
         "concepts": {
             slot: {"name": concept.name, "method": concept.method, "hash": concept.hash}
