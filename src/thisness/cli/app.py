@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 _GROUPS = {
     "bench": "Measure recipes on a benchmark, resumable; report what came out.",
-    "diagnose": "Why a method does what it does: pose bias.",
+    "diagnose": "Why a method does what it does: pose bias, semantic collapse.",
     "playroom": "Render scenes and subjects of the Playroom; train and check the embedded models.",
 }
 """Commands with sub-commands: modules with an `app`, loaded only where they are called."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from thisness.cli.diagnose_concept import concept
 from thisness.cli.diagnose_pose_bias import pose_bias
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command(no_args_is_help=True)(pose_bias)
-app.callback()(lambda: None)  # one sub-command today: keep its name on the line
+app.command(no_args_is_help=True)(concept)

@@ -29,6 +29,17 @@ def learn(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in a step; the preset's by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random in the learning.")] = None,
     preview_every: Annotated[int | None, typer.Option(min=0, help="Steps between preview pictures; 0 none.")] = None,
+    keep_meaning: Annotated[
+        float | None, typer.Option(help="Hold the word's norm and angle to its noun's: 0.1 is usual, 0 not at all.")
+    ] = None,
+    track_collapse: Annotated[
+        bool,
+        typer.Option(
+            "--track-collapse",
+            help="Record 20 times how the meaning drifts, for `diagnose concept`; --set track_collapse=N: every N "
+            "steps.",
+        ),
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the method; repeatable.")
     ] = None,
@@ -53,7 +64,10 @@ def learn(
         raise UserError(f"{missing} is missing: {program()} learn {method} photos/ --noun dog")
     given = parse_pairs(set_ or [])
     common = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "preview_every": preview_every}
+    common["keep_meaning"] = keep_meaning
     given |= {key: value for key, value in common.items() if value is not None}
+    if track_collapse:
+        given.setdefault("track_collapse", -1)
 
     from thisness.subject import Subject
 
@@ -68,6 +82,8 @@ def learn(
     loaded = open_base(base, device, dtype)
     concept = run(method, subject, loaded, folder=folder, resume=not fresh, progress=True, preset=preset, **given)
     typer.echo(f"{concept.name}, a {concept.noun}, learned by {method}: {folder}")
+    if given.get("track_collapse") and not (folder / "collapse").is_dir():
+        typer.echo("it was learned before, without --track-collapse: --fresh learns it anew", err=True)
     typer.echo(f'try: {program()} generate "a photo of a {{subject}}" --concept {folder} --base {base}')
 
 

@@ -34,11 +34,19 @@ from ..prompt import Prompt, SlotWord, placeholder_tokens
 from ..subject import Subject
 from .registry import register_method
 from .templates import OBJECT, sentences
-from .tuning import PriorSettings, TuningMethod, TuningSettings, TuningTask, prior_latents, setting
+from .tuning import (
+    MeaningSettings,
+    PriorSettings,
+    TuningMethod,
+    TuningSettings,
+    TuningTask,
+    prior_latents,
+    setting,
+)
 
 
 @dataclass(frozen=True)
-class CustomDiffusionSettings(PriorSettings, TuningSettings):
+class CustomDiffusionSettings(MeaningSettings, PriorSettings, TuningSettings):
     """Of the paper: 250 steps of eight pictures, half of them of the class, at 8e-5; mirrored ones, too."""
 
     steps: int = setting(250, "updates of keys, values and the word")
@@ -57,6 +65,7 @@ class CustomDiffusionSettings(PriorSettings, TuningSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_prior()
+        self.check_meaning()
         if self.word_lr is not None and self.word_lr <= 0:
             raise ValueError(f"word_lr {self.word_lr} must be above 0")
 

@@ -42,7 +42,16 @@ from .detex_features import encoder_for, image_features
 from .detex_words import Free, Mapped, Mapper, WordTable
 from .registry import register_method
 from .templates import SETS, sentences
-from .tuning import Batch, PriorSettings, TuningMethod, TuningSettings, TuningTask, prior_latents, setting
+from .tuning import (
+    Batch,
+    MeaningSettings,
+    PriorSettings,
+    TuningMethod,
+    TuningSettings,
+    TuningTask,
+    prior_latents,
+    setting,
+)
 
 FILLS = {"black": 0, "grey": 128, "white": 255}
 LARGEST = 0.95  # of a picture, that a mask may cover
@@ -55,7 +64,7 @@ ALIVE = frozenset(
 
 
 @dataclass(frozen=True)
-class DetexSettings(PriorSettings, TuningSettings):
+class DetexSettings(MeaningSettings, PriorSettings, TuningSettings):
     """Defaults are those of the preset "lineage": the paper's numbers as the code that it builds on uses them."""
 
     steps: int = setting(600, "updates of keys, values, the word and the mappers")
@@ -102,6 +111,7 @@ class DetexSettings(PriorSettings, TuningSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_prior()
+        self.check_meaning()
         wrong = [
             f"{n} {v} must be above 0"
             for n in ("word_lr", "mapper_lr")

@@ -180,13 +180,14 @@ def learned_already(
 
 
 def _keep_records(training: Path, building: Path) -> None:
-    """The log and the previews go with the concept."""
+    """The log, the previews and what was recorded of semantic collapse go with the concept."""
     import shutil
 
     if (training / "log.jsonl").is_file():
         shutil.copyfile(training / "log.jsonl", building / "log.jsonl")
-    if (training / "previews").is_dir():
-        shutil.copytree(training / "previews", building / "previews")
+    for name in ("previews", "collapse", "tensorboard"):
+        if (training / name).is_dir():
+            shutil.copytree(training / name, building / name)
 
 
 def tidy(training: Path) -> None:
@@ -196,7 +197,7 @@ def tidy(training: Path) -> None:
     from ..training.checkpoint import remove_run
 
     remove_run(training)
-    for name in ("previews", "checkpoints"):
+    for name in ("previews", "checkpoints", "collapse", "tensorboard"):
         shutil.rmtree(training / name, ignore_errors=True)
     if training.is_dir() and not any(training.iterdir()):
         training.rmdir()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,12 @@ from ..training.latents import encode_subject
 from ..training.loop import LoopConfig, Task, train
 from ..training.precision import computes_in_bf16
 from ..training.prior import class_latents
+from .meaning import KeptMeaning
 from .registry import Method, Stopped
 from .templates import SETS, class_set, sentences
+
+if TYPE_CHECKING:
+    from ..diagnostics.collapse_features import Tracker
 
 
 def setting(default: Any, help: str, *, model: bool = False) -> Any:
@@ -63,12 +67,15 @@ class TuningSettings:
     snr_gamma: float | None = setting(None, "min-SNR weighting, 5 is usual; none: all noise levels alike")
     checkpointing: bool = setting(False, "compute activations twice to keep less of them: for small accelerators")
     preview_every: int = setting(0, "steps between previews; 0: none")
+    track_collapse: int = setting(0, "steps between measurements of semantic collapse; 0: none, -1: 20 times in all")
     checkpoint_seconds: float = setting(60.0, "between checkpoints")
 
     def __post_init__(self) -> None:
         wrong = []
         if self.batch_size < 1:
             wrong.append(f"batch_size {self.batch_size} must be at least 1")
+        if self.track_collapse < -1:
+            wrong.append(f"track_collapse {self.track_collapse} must be at least -1")
         if not 0 <= self.crops <= 64:
             wrong.append(f"crops {self.crops} must be in 0 ... 64")
         if not 0 <= self.background <= 1:
@@ -101,6 +108,18 @@ class PriorSettings:
         """Raises ValueError."""
         if self.prior_pictures < 0 or self.prior_batch < 1 or self.prior_weight < 0:
             raise ValueError("prior_pictures and prior_weight must be at least 0, prior_batch at least 1")
+
+
+@dataclass(frozen=True)
+class MeaningSettings:
+    """Settings of methods that learn a word."""
+
+    keep_meaning: float = setting(0.0, "of a penalty on the word's norm and angle to its noun's; 0.1 is usual, 0: none")
+
+    def check_meaning(self) -> None:
+        """Raises ValueError."""
+        if not 0 <= self.keep_meaning <= 1000:
+            raise ValueError(f"keep_meaning {self.keep_meaning} must be in 0 ... 1000")
 
 
 @dataclass
@@ -160,6 +179,9 @@ class TuningTask(Task):
         self.class_sentences = sentences(base, class_set(settings.captions), noun)
         own = self.own_sentences if text_trains or "words" in modules else []
         self.changing = {*own, *(self.class_sentences if text_trains else ())}
+        weight = getattr(settings, "keep_meaning", 0.0)
+        self.meaning = KeptMeaning(base, subject.noun, modules["words"], weight) if weight else None
+        self.tracker: Callable[[int], dict[str, Tensor]] | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         return self._modules
@@ -232,6 +254,7 @@ class TuningTask(Task):
         return Conditioning.cat(parts).rows([distinct.index(s) for s in words])
 
     def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        tracked = self.tracker(step) if self.tracker is not None else {}
         batch, kind = self.batch(step, rng), self.base.prediction_type
         counts = [batch.own, len(batch.clean) - batch.own]
         timesteps = torch.cat([draw_timesteps(n, len(self.alphas), rng) for n in counts if n])
@@ -247,11 +270,14 @@ class TuningTask(Task):
         if counts[1]:
             parts["class"] = losses[batch.own :].mean()
             total = total + self.options.prior_weight * parts["class"]
-        for name, more in self.further(batch).items():
+        further = self.further(batch)
+        if self.meaning is not None:
+            further["meaning"] = self.meaning()
+        for name, more in further.items():
             parts[name], total = more, total + more
         if len(parts) == 1:
-            return {"loss": total}
-        return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
+            return {"loss": total, **tracked}
+        return {"loss": total, **{name: part.detach() for name, part in parts.items()}, **tracked}
 
     def preview(self, folder: Path, step: int) -> None:
         """The subject in three scenes, by the code that makes people's pictures."""
@@ -299,6 +325,7 @@ class TuningMethod(Method):
             self.task(subject, base, settings, progress) as task,
         ):
             config = settings.loop(_precision(settings.precision, base.device))
+            task.tracker = tracker = tracker_of(task, settings, folder, resume)
             result = train(
                 task, config, folder, resume=resume, progress=progress, stop_after=stop_after, device=base.device
             )
@@ -307,17 +334,33 @@ class TuningMethod(Method):
                     f"stopped by {result.stopped_by} at step {result.steps} of {settings.steps}: "
                     "the same command goes on from there"
                 )
+            if tracker is not None:
+                tracker.record(result.steps)
             return Concept.create(
                 self.name, subject, base, word=task.word.text, tokens=task.tokens, tensors=self.tensors(task),
                 settings=decisive(settings), keeps=self.keeps(task),
             )  # fmt: skip
 
 
+def tracker_of(task: TuningTask, settings: Any, folder: Path, resume: bool) -> Tracker | None:
+    """What measures semantic collapse while a task learns, if the settings ask for it; it changes nothing of that."""
+    if not settings.track_collapse:
+        return None
+    from ..diagnostics.collapse_features import Tracker
+
+    every = settings.track_collapse if settings.track_collapse > 0 else max(settings.steps // 20, 1)
+    return Tracker(task.base, task.word, task.tokens, task.subject.noun, every, folder, resume)
+
+
 def decisive(settings: Any) -> dict[str, Any]:
     """The settings that decide the result, as JSON data, with no path of this machine."""
     values = {
-        key: value for key, value in asdict(settings).items() if key not in ("checkpoint_seconds", "preview_every")
+        key: value
+        for key, value in asdict(settings).items()
+        if key not in ("checkpoint_seconds", "preview_every", "track_collapse")
     }
+    if not values.get("keep_meaning", 1):
+        del values["keep_meaning"]  # what was learned before there was such a setting counts as the same
     for each in fields(settings):
         if each.metadata.get("model") and Path(values[each.name]).expanduser().is_dir():
             values[each.name] = Path(values[each.name]).resolve().name
