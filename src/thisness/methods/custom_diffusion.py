@@ -6,6 +6,7 @@ Kumari et al., CVPR 2023, arXiv 2212.04488. Equation -> function:
     only K = W^k c and V = W^v c are trained (section 3.1)     `adapters.replaced`
     V* before the noun, from a rare token's row (section 3.2)  `adapters.words.start_rows`
     regularization on pictures of the class (section 3.2)      settings prior_*; made by the base (as in its appendix)
+    several concepts at once, one word each (section 3.3)      `learn_joint`
     eq. 4, concepts merged under constraints (section 3.3)     `merged_weight`, `merge`
 
 The paper's random scale of pictures, with "far away" and "close up" in the sentence, is not here: `crops` shows parts
@@ -15,9 +16,11 @@ pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,9 +33,11 @@ from ..bases import Base
 from ..concept import Concept
 from ..conditioning import encode
 from ..errors import ConfigurationError, PromptError
+from ..files import listed
 from ..prompt import Prompt, SlotWord, placeholder_tokens
 from ..subject import Subject
-from .registry import register_method
+from .packed import PackedTask, learn_together
+from .registry import learned_already, register_method, settings_for
 from .templates import OBJECT, sentences
 from .tuning import (
     MeaningSettings,
@@ -40,9 +45,13 @@ from .tuning import (
     TuningMethod,
     TuningSettings,
     TuningTask,
+    decisive,
     prior_latents,
     setting,
 )
+
+STARTS = ("ktn", "pll", "ucd")
+"""Rare words whose rows new words start from, in the published code."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,100 @@ class CustomDiffusion(TuningMethod):
         modules = task.modules()
         words = {name: row.detach().float().cpu().clone() for name, row in modules["words"].named_parameters()}
         return {EMBEDDINGS: words, REPLACED: learned_weights(task.base, self.weights)}
+
+
+# --- several concepts at once ---
+
+
+def learn_joint(
+    subjects: Sequence[Subject],
+    base: Base,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    stop_after: float | None = None,
+    preset: str | None = None,
+    **settings: Any,
+) -> list[Concept]:
+    """Learn several subjects in one training: keys and values are shared, each subject has its own word.
+
+    A step has `batch_size` rows of each subject and `prior_batch` of its class; the loss is the mean over subjects, so
+    each is seen as often as alone, as in the paper (500 steps for two). All concepts hold the same keys and values:
+    attach them together, or one alone.
+
+    Args:
+        subjects: at least two, each with a name of its own.
+        settings: of custom-diffusion; `start` may name a word for each subject, "ktn+pll". Without, they start from
+            those of the published code, and further ones from random rows.
+        base, folder, resume, progress, stop_after, preset: as for `learn`; a folder for each concept is written.
+
+    Returns:
+        A concept for each subject, in their order.
+
+    Raises:
+        ConfigurationError: fewer than two subjects, two of one name, or as for `learn`.
+        ArtefactError, Stopped: as for `learn`.
+    """
+    names = [subject.name for subject in subjects]
+    if len(subjects) < 2:
+        raise ConfigurationError(f"joint learning of {listed(names) or 'nothing'}: give at least two subjects")
+    full = settings_for(CustomDiffusion, base, settings, preset)
+
+    def finished(place: Path, subject: Subject) -> Concept | None:
+        return learned_already(place, CustomDiffusion, subject, base, full, **_joint_with(names, subject.name))
+
+    return learn_together(
+        partial(_joint, base, full, progress), subjects, base, full, finished, folder=folder, most=None, resume=resume,
+        progress=progress, stop_after=stop_after,
+    )  # fmt: skip
+
+
+@contextmanager
+def _joint(
+    base: Base, settings: CustomDiffusionSettings, progress: bool, subjects: Sequence[Subject]
+) -> Iterator[tuple[PackedTask, Callable[[], list[Concept]]]]:
+    """The joint task, attached to the base, and what gives its concepts."""
+    priors = [prior_latents(base, subject, settings, progress) for subject in subjects]
+    weights = trainable_copies(base.denoiser, keys_and_values(base.denoiser))
+    tasks: dict[str, TuningTask] = {}
+    with ExitStack() as stack:
+        for number, (subject, prior) in enumerate(zip(subjects, priors, strict=True)):
+            rows = start_rows(base, _start_of(settings.start, number), settings.seed + number)
+            words = nn.ParameterDict({name: nn.Parameter(row) for name, row in rows.items()})
+            tokens = placeholder_tokens(subject.name)
+            stack.enter_context(attached_words(base, tokens, dict(words.items())))
+            word = SlotWord(f"{tokens[0]} {subject.noun}", subject.noun)
+            groups = [{"params": list(words.values()), "lr": settings.word_lr or settings.lr}]
+            tasks[subject.name] = TuningTask(
+                subject, base, settings, word, tokens, {"words": words}, groups, prior=prior
+            )
+        owner, train = "+".join(tasks), {"train": True, "keep_start": settings.keep_start}
+        stack.enter_context(replaced_weights(base.denoiser, by_name(weights), owner=owner, **train))
+        groups = [{"params": list(weights.values())}, *(g for task in tasks.values() for g in task.parameter_groups())]
+
+        def concepts() -> list[Concept]:
+            made = []
+            for name, task in tasks.items():
+                words = {n: row.detach().float().cpu().clone() for n, row in task.modules()["words"].named_parameters()}
+                made.append(Concept.create(
+                    CustomDiffusion.name, task.subject, base, word=task.word.text, tokens=task.tokens,
+                    tensors={EMBEDDINGS: words, REPLACED: learned_weights(base, weights)},
+                    settings={**decisive(settings), **_joint_with(list(tasks), name)},
+                ))  # fmt: skip
+            return made
+
+        yield PackedTask(base, tasks, shared={"weights": weights}, groups=groups), concepts
+
+
+def _joint_with(names: Sequence[str], own: str) -> dict[str, list[str]]:
+    return {"joint_with": [name for name in names if name != own]}
+
+
+def _start_of(start: str, number: int) -> str:
+    """The word that the subject of a number starts from; "" for a random row."""
+    words = STARTS if start == STARTS[0] else start.split("+")
+    return words[number] if number < len(words) else ""
 
 
 # --- merging concepts that were learned apart ---

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -141,6 +141,17 @@ class Batch:
     rows: Tensor
 
 
+@dataclass
+class Draw:
+    """A batch with its noise: `timesteps` and `alpha` (rows,), `noise` and `noisy` (rows, C, h, w)."""
+
+    batch: Batch
+    timesteps: Tensor
+    noise: Tensor
+    alpha: Tensor
+    noisy: Tensor
+
+
 class TuningTask(Task):
     """Denoising of a subject's pictures under sentences with its word, and of class pictures under the class noun.
 
@@ -245,29 +256,26 @@ class TuningTask(Task):
 
     def conditioning(self, words: Sequence[str]) -> Conditioning:
         """One row for each sentence; each distinct one is encoded at most once, and only if it changes in training."""
-        distinct = list(dict.fromkeys(words))
-        live = [s for s in distinct if s in self.changing]
-        encoded = encode(self.base, live) if live else None
-        parts = [
-            encoded.rows([live.index(s)]) if encoded is not None and s in live else self.fixed[s] for s in distinct
-        ]
-        return Conditioning.cat(parts).rows([distinct.index(s) for s in words])
+        return conditioning_of(self.base, words, self.changing, self.fixed)
 
-    def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        tracked = self.tracker(step) if self.tracker is not None else {}
-        batch, kind = self.batch(step, rng), self.base.prediction_type
+    def draw(self, step: int, rng: torch.Generator) -> Draw:
+        """All that is random in a step."""
+        batch = self.batch(step, rng)
         counts = [batch.own, len(batch.clean) - batch.own]
         timesteps = torch.cat([draw_timesteps(n, len(self.alphas), rng) for n in counts if n])
         noise = torch.randn(batch.clean.shape, generator=rng).to(self.device)
         alpha, timesteps = self.alphas[timesteps].to(self.device), timesteps.to(self.device)
-        noisy = noised(batch.clean, noise, alpha).to(self.base.dtype)
-        prediction = self.base.predict(noisy, timesteps, self.conditioning(batch.sentences))
-        losses = row_losses(prediction, target(batch.clean, noise, alpha, kind), batch.weight)
+        return Draw(batch, timesteps, noise, alpha, noised(batch.clean, noise, alpha).to(self.base.dtype))
+
+    def losses(self, draw: Draw, prediction: Tensor) -> dict[str, Tensor]:
+        """As `loss`, of what the denoiser answered, (rows, C, h, w)."""
+        batch, kind = draw.batch, self.base.prediction_type
+        losses = row_losses(prediction, target(batch.clean, draw.noise, draw.alpha, kind), batch.weight)
         if self.options.snr_gamma is not None:
-            losses = losses * min_snr(alpha, self.options.snr_gamma, kind)
+            losses = losses * min_snr(draw.alpha, self.options.snr_gamma, kind)
         parts = {"subject": losses[: batch.own].mean()}
         total = parts["subject"]
-        if counts[1]:
+        if len(batch.clean) > batch.own:
             parts["class"] = losses[batch.own :].mean()
             total = total + self.options.prior_weight * parts["class"]
         further = self.further(batch)
@@ -276,8 +284,14 @@ class TuningTask(Task):
         for name, more in further.items():
             parts[name], total = more, total + more
         if len(parts) == 1:
-            return {"loss": total, **tracked}
-        return {"loss": total, **{name: part.detach() for name, part in parts.items()}, **tracked}
+            return {"loss": total}
+        return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
+
+    def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        tracked = self.tracker(step) if self.tracker is not None else {}
+        draw = self.draw(step, rng)
+        prediction = self.base.predict(draw.noisy, draw.timesteps, self.conditioning(draw.batch.sentences))
+        return {**self.losses(draw, prediction), **tracked}
 
     def preview(self, folder: Path, step: int) -> None:
         """The subject in three scenes, by the code that makes people's pictures."""
@@ -289,6 +303,17 @@ class TuningTask(Task):
             result = generate(self.base, text, seeds=(0, 1))
             for seed, image in enumerate(result.images):
                 save_png(image, folder / f"step-{step:06d}-scene-{number}-seed-{seed}.png")
+
+
+def conditioning_of(
+    base: Base, words: Sequence[str], changing: Collection[str], fixed: Mapping[str, Conditioning]
+) -> Conditioning:
+    """One row for each sentence; those that change are encoded, each once, the others are taken from `fixed`."""
+    distinct = list(dict.fromkeys(words))
+    live = [s for s in distinct if s in changing]
+    encoded = encode(base, live) if live else None
+    parts = [encoded.rows([live.index(s)]) if encoded is not None and s in live else fixed[s] for s in distinct]
+    return Conditioning.cat(parts).rows([distinct.index(s) for s in words])
 
 
 SMALL_GRID = 1024  # latent positions up to which the whole matrix of attention is cheap to keep
@@ -324,7 +349,7 @@ class TuningMethod(Method):
             prepared_for_training(base, settings.checkpointing),
             self.task(subject, base, settings, progress) as task,
         ):
-            config = settings.loop(_precision(settings.precision, base.device))
+            config = settings.loop(precision_for(settings.precision, base.device))
             task.tracker = tracker = tracker_of(task, settings, folder, resume)
             result = train(
                 task, config, folder, resume=resume, progress=progress, stop_after=stop_after, device=base.device
@@ -336,10 +361,14 @@ class TuningMethod(Method):
                 )
             if tracker is not None:
                 tracker.record(result.steps)
-            return Concept.create(
-                self.name, subject, base, word=task.word.text, tokens=task.tokens, tensors=self.tensors(task),
-                settings=decisive(settings), keeps=self.keeps(task),
-            )  # fmt: skip
+            return self.concept(task, settings)
+
+    def concept(self, task: TuningTask, settings: Any) -> Concept:
+        """What a task learned, with its manifest."""
+        return Concept.create(
+            self.name, task.subject, task.base, word=task.word.text, tokens=task.tokens, tensors=self.tensors(task),
+            settings=decisive(settings), keeps=self.keeps(task),
+        )  # fmt: skip
 
 
 def tracker_of(task: TuningTask, settings: Any, folder: Path, resume: bool) -> Tracker | None:
@@ -408,7 +437,7 @@ def prepared_for_training(base: Base, checkpointing: bool = False) -> Iterator[N
             module.__dict__.update(mode)
 
 
-def _precision(asked: str, device: torch.device) -> Literal["fp32", "bf16"]:
+def precision_for(asked: str, device: torch.device) -> Literal["fp32", "bf16"]:
     """bf16 where the hardware computes in it, unless told otherwise."""
     if asked != "auto":
         return "bf16" if asked == "bf16" else "fp32"

@@ -176,7 +176,7 @@ class _Run:
             self.means.add(self.step + 1, parts)
         flags = self.parallel.average_gradients(self.parameters, flags)
         if config.clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters, config.clip, foreach=True)
+            norm = self.task.clip(self.parameters, config.clip)
             self.means.add(self.step + 1, {"gradient": norm})
         self.optimizer.step()
         self.step += 1

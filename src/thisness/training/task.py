@@ -34,6 +34,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def clip(self, parameters: list[Tensor], largest: float) -> Tensor:
+        """Bring the gradients' norm down to `largest`, and return what it was: of all that is trained together."""
+        return nn.utils.clip_grad_norm_(parameters, largest, foreach=True)
+
     def settings(self) -> dict[str, Any]:
         """JSON data that decides the result besides LoopConfig (data, sizes): a resume with other values is refused."""
         return {}
