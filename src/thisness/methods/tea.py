@@ -113,32 +113,29 @@ def rotate(
     full_v, full_c = v.to(kind), c.to(kind)
     norm_v, norm_c = (torch.linalg.vector_norm(each, dim=-1) for each in (full_v, full_c))
     zero = (norm_v <= ZERO) | (norm_c <= ZERO)
-    one = torch.ones_like(norm_v)
-    u = full_v / torch.where(zero, one, norm_v)[..., None]
-    w = full_c / torch.where(zero, one, norm_c)[..., None]
     r = radius(norm_v, norm_c, gamma, beta, norm)
-    if bool((r <= 0).logical_and(~zero).any()):
+    if bool(((r <= 0) & ~zero).any()):
         raise ConfigurationError(f"TEA: gamma={gamma} gives a norm of 0 or less: take it nearer to 0 ... 1")
+    u = full_v / norm_v.masked_fill(zero, 1)[..., None]
+    w = full_c / norm_c.masked_fill(zero, 1)[..., None]
 
-    theta = torch.where(zero, 0 * one, angle(u, w))
-    opposite = (torch.pi - theta < near) & ~zero
+    theta = angle(u, w).masked_fill(zero, 0)
+    opposite = torch.pi - theta < near
     share = torch.as_tensor(alpha, dtype=kind, device=v.device).expand(theta.shape)[..., None]
     if weights is not None:
         share = _shares(share, weights.to(v.device, kind), extrapolate)
-    wide = theta[..., None]
-    flat = ((wide < near) | opposite[..., None]).expand(torch.broadcast_shapes(wide.shape, share.shape))
-    sine = torch.where(flat, torch.ones_like(wide), wide.sin())
-    of_v = torch.where(flat, 1 - share, ((1 - share) * wide).sin() / sine)
-    of_c = torch.where(flat, share, (share * wide).sin() / sine)
-    of_v = torch.where(opposite[..., None], torch.ones_like(of_v), of_v)
-    of_c = torch.where(opposite[..., None], torch.zeros_like(of_c), of_c)
-    direction = of_v * u + of_c * w
-    length = torch.linalg.vector_norm(direction, dim=-1)
-    made = direction * (r / torch.where(length > 0, length, one))[..., None]
+    wide, flat = theta[..., None], ((theta < near) | opposite)[..., None]
+    sine = wide.sin().masked_fill(flat, 1)
+    of_v = torch.where(flat, 1 - share, ((1 - share) * wide).sin() / sine).masked_fill(opposite[..., None], 1)
+    of_c = torch.where(flat, share, (share * wide).sin() / sine).masked_fill(opposite[..., None], 0)
+    made = torch.addcmul(of_v * u, of_c, w)
+    length = torch.linalg.vector_norm(made, dim=-1)
+    made = (made * (r / length.masked_fill(length == 0, 1))[..., None]).to(v.dtype)
 
-    untouched = _untouched(v, c, norm_v, norm_c, alpha, gamma, beta, norm)
-    vectors = torch.where((zero | untouched)[..., None], v, made.to(v.dtype))
-    return Rotated(vectors, theta, torch.where(zero | untouched, norm_v, r), zero, opposite)
+    still = zero | _untouched(v, c, norm_v, norm_c, alpha, gamma, beta, norm)
+    if bool(still.any()):
+        made, r = torch.where(still[..., None], v, made), torch.where(still, norm_v, r)
+    return Rotated(made, theta, r, zero, opposite)
 
 
 def radius(norm_v: Tensor, norm_c: Tensor, gamma: float, beta: float | None, norm: Norm | None) -> Tensor:
@@ -159,7 +156,9 @@ def radius(norm_v: Tensor, norm_c: Tensor, gamma: float, beta: float | None, nor
 
 def angle(u: Tensor, w: Tensor) -> Tensor:
     """Between vectors of length 1, in radians: (..., D), (..., D) -> (...). Accurate near 0 and near pi, too."""
-    apart, along = torch.linalg.vector_norm(u - w, dim=-1), torch.linalg.vector_norm(u + w, dim=-1)
+    difference = u - w
+    apart = torch.linalg.vector_norm(difference, dim=-1)
+    along = torch.linalg.vector_norm(difference.add_(w, alpha=2), dim=-1)
     return 2 * torch.atan2(apart, along)
 
 
@@ -287,8 +286,10 @@ def adjust_sequence(
     if sum(widths) > source.shape[-1] or source.shape[-1] != target.shape[-1]:
         raise ThisnessError(f"blocks {widths} in widths {source.shape[-1]} and {target.shape[-1]}: they do not fit")
     index = torch.tensor(partners, device=source.device)
-    alone = index == NONE
-    paired = torch.where(alone[:, None], source, target.to(source.device).index_select(0, index.clamp(min=0)))
+    alone = (index == NONE)[:, None] if NONE in partners else None
+    paired = target.to(source.device).index_select(0, index.clamp(min=0))
+    if alone is not None:
+        paired = torch.where(alone, source, paired)
     parts, start = [], 0
     for width in widths:
         at = slice(start, start + width)
@@ -297,10 +298,11 @@ def adjust_sequence(
             rotate(source[:, at], paired[:, at], alpha, gamma, beta, norm, weights=own, extrapolate=extrapolate)
         )
         start += width
-    vectors = torch.cat([*(part.vectors for part in parts), source[:, start:]], -1)
-    vectors = torch.where(alone[:, None], source, vectors)
-    rest = (torch.stack([getattr(part, name) for part in parts], -1) for name in Rotated._fields[1:])
-    return Rotated(vectors, *rest)
+    rest = [source[:, start:]] if start < source.shape[-1] else []
+    vectors = torch.cat([*(part.vectors for part in parts), *rest], -1) if parts[1:] or rest else parts[0].vectors
+    if alone is not None:
+        vectors = torch.where(alone, source, vectors)
+    return Rotated(vectors, *(torch.stack(each, -1) for each in list(zip(*parts, strict=True))[1:]))
 
 
 def positional(source: int, target: int) -> tuple[int, ...]:
@@ -393,8 +395,12 @@ def _untouched(
 ) -> Tensor:  # fmt: skip
     """Where neither direction nor norm is to change."""
     rule = norm or ("ratio" if beta is not None else "blend")
-    keeps = rule == "keep" or (rule == "blend" and gamma == 0)
-    factor = beta == 1 if rule == "ratio" else True
-    same_norm = (norm_v == norm_c) & factor | keeps
-    still = torch.as_tensor(alpha, device=v.device) == 0
-    return same_norm & (still | (v == c).all(-1))
+    if rule == "keep" or (rule == "blend" and gamma == 0):
+        same_norm = torch.ones_like(norm_v, dtype=torch.bool)
+    elif rule == "ratio" and beta != 1:
+        same_norm = torch.zeros_like(norm_v, dtype=torch.bool)
+    else:
+        same_norm = norm_v == norm_c
+    if not bool(same_norm.any()) or (not isinstance(alpha, Tensor) and alpha == 0):
+        return same_norm
+    return same_norm & ((torch.as_tensor(alpha, device=v.device) == 0) | (v == c).all(-1))
