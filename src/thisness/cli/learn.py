@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from thisness.cli.generate import BaseOption, DeviceOption, DtypeOption
+from thisness.cli.learn_several import learn_several, nouns_for
 from thisness.cli.options import fields, parse_pairs, program
 from thisness.errors import UserError
 from thisness.recipe import described
@@ -16,11 +17,21 @@ from thisness.recipe import described
 
 def learn(
     method: Annotated[str, typer.Argument(help="How: dreambooth-lora, textual-inversion, custom-diffusion, detex.")],
-    pictures: Annotated[Path | None, typer.Argument(help="A folder of pictures, or one picture.")] = None,
-    noun: Annotated[str, typer.Option(help='What kind of thing it is, in a word of the base: "dog".')] = "",
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(help="A folder of pictures, or one picture; several: a concept for each.")
+    ] = None,
+    noun: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='What kind of thing it is, in a word of the base: "dog"; one for all folders, or one for each.'
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the concept; the folder's by default.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the concept goes; concepts/NAME by default.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where the concept goes; concepts/NAME by default. Of several: FOLDER/NAME."
+        ),
     ] = None,
     base: BaseOption = "playroom-sd",
     preset: Annotated[str | None, typer.Option(help="A named set of settings; by the base's size by default.")] = None,
@@ -48,10 +59,14 @@ def learn(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever the folder holds.")] = False,
     resize_mask: Annotated[bool, typer.Option("--resize-mask", help="Fit masks of another size.")] = False,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="Several folders: concepts to be used together (custom-diffusion).")
+    ] = False,
+    pack: Annotated[int, typer.Option(min=1, help="Of several folders, at most so many in one batch.")] = 8,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
 ) -> None:
-    """Learn a concept from pictures of one thing, and write it to a folder.
+    """Learn a concept from pictures of one thing, and write it to a folder; of several folders one concept each.
 
     Shows progress with the time left. A call that was cut short goes on where it was when it is typed again; one that
     was done is not done again.
@@ -59,19 +74,27 @@ def learn(
     if settings:
         _list_settings(method)
         return
-    if pictures is None or not noun:
-        missing = "the folder of pictures" if pictures is None else "--noun (what kind of thing it is)"
-        raise UserError(f"{missing} is missing: {program()} learn {method} photos/ --noun dog")
+    if not pictures:
+        raise UserError(f"the folder of pictures is missing: {program()} learn {method} photos/ --noun dog")
+    nouns = nouns_for(pictures, noun or [], method)
     given = parse_pairs(set_ or [])
     common = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "preview_every": preview_every}
     common["keep_meaning"] = keep_meaning
     given |= {key: value for key, value in common.items() if value is not None}
     if track_collapse:
         given.setdefault("track_collapse", -1)
+    if joint or len(pictures) > 1:
+        if name is not None:
+            raise UserError(f"--name {name}: of several folders each gives its concept's name: rename the folders")
+        learn_several(
+            method, pictures, nouns, given, joint=joint, pack=pack, out=out, base=base, preset=preset,
+            resume=not fresh, resize_mask=resize_mask, device=device, dtype=dtype,
+        )  # fmt: skip
+        return
 
     from thisness.subject import Subject
 
-    subject = Subject.from_folder(pictures, noun=noun, name=name, resize_mask=resize_mask)
+    subject = Subject.from_folder(pictures[0], noun=nouns[0], name=name, resize_mask=resize_mask)
     folder = out if out is not None else Path("concepts") / subject.name
 
     from thisness.cli.loading import open_base

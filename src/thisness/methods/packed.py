@@ -329,6 +329,8 @@ def learn_together(
         most: subjects in a pack; None: all, or none of them.
     """
     names = [subject.name for subject in subjects]
+    if getattr(settings, "track_collapse", 0):
+        raise ConfigurationError("track_collapse follows the learning of one subject: learn it alone, or leave it out")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"two subjects are called {listed(twice)}: give their folders different names")
     with ExitStack() as stack:
