@@ -45,11 +45,12 @@ def build(words: Sequence[str] = ()) -> TyperGroup:
     from thisness.cli.generate import generate
     from thisness.cli.inspect import inspect
     from thisness.cli.learn import learn
+    from thisness.cli.masks import masks
     from thisness.cli.sweep import sweep
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_callback)
-    for function in (demo, generate, learn, compare, sweep, attention, inspect, doctor):
+    for function in (demo, generate, learn, compare, sweep, attention, inspect, masks, doctor):
         app.command(function.__name__, no_args_is_help=function is not demo)(function)
     for name, help_text in _GROUPS.items():
         if name in words:
