@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import tiny
+from thisness import cli
 from thisness.adapters.lora import without_lora
 from thisness.adapters.words import overridden_rows, vocabulary_rows
 from thisness.concept import Concept
 from thisness.conditioning import Sentence, encode, encode_adjusted
 from thisness.errors import ConfigurationError, PromptError
 from thisness.generation import generate, replay
+from thisness.images import read_record
 from thisness.methods import tea_auto, tea_weights
 from thisness.methods.tea import adjust, adjust_sequence, aligned, anchor_row, rotate_together
 from thisness.methods.tea_adjustment import Tea, find_places
@@ -379,7 +381,11 @@ def test_auto_chooses_records_and_replays(base, monkeypatch):
     (report,), (spec,) = made.record["adjusted"], made.record["recipe"]["adjustments"]
     alpha = spec["settings"]["alpha"]
     assert report["alpha"] == alpha == again.record["recipe"]["adjustments"][0]["settings"]["alpha"]
-    assert len(report["auto"]["tried"]) <= 3 and (alpha == 0 or alpha in [t["alpha"] for t in report["auto"]["tried"]])
+    assert (
+        "auto: " in report["says"]
+        and len(report["auto"]["tried"]) <= 3
+        and (alpha == 0 or alpha in [t["alpha"] for t in report["auto"]["tried"]])
+    )
     monkeypatch.setattr(tea_auto, "choose", None)  # a replay does not search again
     replayed = replay(made.record, base, rex)
     assert np.array_equal(array(replayed), array(made)) and replayed.differences == ()
@@ -510,3 +516,20 @@ def test_the_report_says_what_was_done(base):
     assert said["words"][0]["degrees"] == pytest.approx(degrees, rel=1e-3)
     assert said["words"][0]["norm_after"] == pytest.approx((v.norm() / 2 + c.norm() / 2).item(), rel=1e-3)
     assert said["says"].startswith("tea, alpha 0.2: <rex> toward 'dog' (token level)")
+
+
+def test_the_command_says_what_was_done(base_folder, concept_folder, tmp_path, capsys):
+    words = ["generate", "a {subject} in the snow", "--concept", str(concept_folder), "--base", str(base_folder)]
+    more = ["--seeds", "0", "--steps", "2", "--out", str(tmp_path / "out")]
+    assert cli.run([*words, *more, "--adjust", "tea:alpha=0.3"]) == 0
+    assert "tea, alpha 0.3: " in capsys.readouterr().err
+    record = read_record(tmp_path / "out" / "000-seed-0.png")
+    assert (
+        record["recipe"]["adjustments"][0]["name"] == "tea" and record["adjusted"][0]["words"][0]["level"] == "prompt"
+    )
+
+
+def test_a_command_that_cannot_adjust(base_folder, concept_folder, refused):
+    words = ["generate", "a {subject} in the snow", "--concept", str(concept_folder), "--base", str(base_folder)]
+    assert "alpha 2 is not in 0 ... 1" in refused(*words, "--adjust", "tea:alpha=2")
+    assert "did you mean 'tea'" in refused(*words, "--adjust", "tee")

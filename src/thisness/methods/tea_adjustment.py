@@ -129,6 +129,7 @@ class Tea:
         found = choose(self, sentence)
         bound = BoundTea(found.settled, sentence)
         bound.report["auto"] = found.report
+        bound.note(found.says)
         return bound
 
     def rule(self, level: Level) -> dict[str, Any]:
@@ -236,15 +237,15 @@ class BoundTea:
         (name, first), *_ = found.items()
         norm = torch.linalg.vector_norm(rows_of(base, tokens)[name], dim=-1).mean()
         if int(first.zero.sum()):
-            self._note(f"{int(first.zero.sum())} of its rows are zero and stay so")
+            self.note(f"{int(first.zero.sum())} of its rows are zero and stay so")
         if int(first.opposite.sum()):
-            self._note(f"{int(first.opposite.sum())} of its rows point away from the noun and keep their direction")
+            self.note(f"{int(first.opposite.sum())} of its rows point away from the noun and keep their direction")
         if "tea" in place.concept.settings:
-            self._note(f"{place.concept.name} was baked with TEA already, and is adjusted once more")
+            self.note(f"{place.concept.name} was baked with TEA already, and is adjusted once more")
         own, _ = next(iter(text_parts(base).values()))
         pieces = pieces_of(base.parts[own], place.noun)
         if len(pieces) > 1 and tea.lookup == "word":
-            self._note(f"{place.noun!r} is {len(pieces)} tokens ({', '.join(pieces)}): {_SEVERAL[tea.several]}")
+            self.note(f"{place.noun!r} is {len(pieces)} tokens ({', '.join(pieces)}): {_SEVERAL[tea.several]}")
         self.report["words"].append(
             {
                 "word": " ".join(tokens),
@@ -273,7 +274,7 @@ class BoundTea:
             done = place.end
             weights = [key for file, group in place.concept.tensors.items() if file != EMBEDDINGS for key in group]
             if not any(key.startswith("text_encoder") for key in weights):
-                self._note(f"the text encoder is the base's own: only the words {place.concept.word.text!r} differ")
+                self.note(f"the text encoder is the base's own: only the words {place.concept.word.text!r} differ")
         target = "".join([*pieces, text[done:]])
         try:
             spans = [FilledPrompt.plain(target).tokenize(tokenizer) for tokenizer in base.tokenizers]
@@ -311,12 +312,14 @@ class BoundTea:
                 }
             )
         if int(done.opposite.sum()):
-            self._note(f"{int(done.opposite.sum())} positions point away from the noun's and keep their direction")
+            self.note(f"{int(done.opposite.sum())} positions point away from the noun's and keep their direction")
         self._say()
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Something more to tell."""
         if text not in self.report["notes"]:
             self.report["notes"].append(text)
+        self._say()
 
     def _say(self) -> None:
         """The line for people."""

@@ -55,10 +55,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice:
-    """Attributes: settled: TEA with a number for alpha; report: JSON data of the search."""
+    """Attributes: settled: TEA with a number for alpha; report: JSON data of the search; says: the same for people."""
 
     settled: Tea
     report: dict[str, Any]
+    says: str
 
 
 def search(
@@ -150,6 +151,12 @@ def choose(tea: Tea, sentence: Sentence) -> Choice:
     settled = replace(tea, alpha=found.alpha)
     if found.alpha == 0:  # nothing is to change, the norm neither
         settled = replace(settled, beta=None, norm="keep")
+    if not found.tried:
+        says = "auto: the noun shows no more of the context, so nothing is changed"
+    elif found.followed:
+        says = f"auto: the context is followed, {len(found.tried)} alphas tried"
+    else:
+        says = f"auto: the context is not followed by any of {len(found.tried)} alphas, the best is taken"
     tried = [{"alpha": alpha, **_rounded(each)} for alpha, each in found.tried]
     return Choice(
         settled,
@@ -162,6 +169,7 @@ def choose(tea: Tea, sentence: Sentence) -> Choice:
             "tried": tried,
             "encoders": [clip.name, same.name],
         },
+        says,
     )
 
 
