@@ -21,7 +21,7 @@ from .errors import ImageError, ThisnessError
 from .files import listed
 from .images import load_mask, load_with_alpha
 from .images.reading import INSIDE
-from .subject import find_pictures
+from .subject import Subject, find_pictures
 
 Level = Literal["good", "note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("good", "note", "warning", "error")
@@ -93,16 +93,26 @@ def check_pictures(path: str | Path, *, resolution: int = 512, resize_mask: bool
             pictures.append(measure(file.name, image, mask, resolution))
         except ImageError as error:
             findings.append(Finding("error", "pictures", str(error)))
-    if pictures:
-        findings += [
-            _number(len(pictures)),
-            *_sizes(pictures, resolution),
-            *_sharpness(pictures),
-            *_light(pictures),
-            *_likeness(pictures),
-            *_masks(pictures),
-        ]
-    return findings
+    return findings + (_findings(pictures, resolution) if pictures else [])
+
+
+def check_subject(subject: Subject, *, resolution: int = 512) -> list[Finding]:
+    """The same of pictures that were read already."""
+    files = subject.files or [f"picture {number}" for number in range(len(subject.images))]
+    masks = subject.masks or [None] * len(subject.images)
+    parts = zip(files, subject.images, masks, strict=True)
+    return _findings([measure(file, image, mask, resolution) for file, image, mask in parts], resolution)
+
+
+def _findings(pictures: list[Picture], resolution: int) -> list[Finding]:
+    return [
+        _number(len(pictures)),
+        *_sizes(pictures, resolution),
+        *_sharpness(pictures),
+        *_light(pictures),
+        *_likeness(pictures),
+        *_masks(pictures),
+    ]
 
 
 def measure(name: str, image: Image.Image, mask: np.ndarray | None, resolution: int) -> Picture:

@@ -9,7 +9,7 @@ import pytest
 from thisness import cli
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "PIL")
-COMMANDS = ("demo", "generate", "learn", "inspect", "doctor", "playroom")
+COMMANDS = ("demo", "generate", "learn", "inspect", "export", "doctor", "playroom")
 PLAYROOM = ("sheet", "subject", "dataset", "train", "check")
 
 

@@ -95,3 +95,73 @@ def test_previews_are_kept_with_the_concept(base_folder, photos, tmp_path):
     assert list((tmp_path / "rex/previews").glob("*.png"))
     lines = (tmp_path / "rex/log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2
+
+
+def notes_of(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+
+
+def copied(photos, folder, *names):
+    """Some of the pictures under other names."""
+    folder.mkdir()
+    for number, name in enumerate(names):
+        (folder / f"{number}.png").write_bytes((photos / name).read_bytes())
+    return folder
+
+
+def test_good_pictures_need_no_note(base_folder, photos, tmp_path, capsys):
+    assert cli.run(call(base_folder, photos, tmp_path / "rex", "--steps", "1")) == 0
+    assert notes_of(capsys) == []
+
+
+def test_one_picture_is_enough_and_what_suffers_is_said(base_folder, photos, tmp_path, capsys):
+    assert cli.run(call(base_folder, copied(photos, tmp_path / "one", "0.png"), tmp_path / "x", "--steps", "1")) == 0
+    (note,) = notes_of(capsys)
+    assert "1 picture: its pose, light and background are learned with the thing" in note
+
+
+def test_copies_among_the_pictures_are_told(base_folder, photos, tmp_path, capsys):
+    pictures = copied(photos, tmp_path / "twice", "0.png", "1.png", "0.png")
+    assert cli.run(call(base_folder, pictures, tmp_path / "x", "--steps", "1")) == 0
+    (note,) = notes_of(capsys)
+    assert "0.png = 2.png: the same picture twice" in note
+
+
+def test_a_noun_of_several_tokens_is_told(base_folder, photos, tmp_path, capsys):
+    words = call(base_folder, photos, tmp_path / "x", "--steps", "1")
+    words[words.index("dog")] = "dax"
+    assert cli.run(words) == 0
+    (note,) = notes_of(capsys)
+    assert "has no token for the noun 'dax' and reads 'd' 'a' 'x'" in note
+    assert "starts from the last one, 'x' (--set start=WORD)" in note
+    words[words.index("dax")] = "red hat"
+    assert cli.run([*words, "--fresh"]) == 0
+    assert "the noun 'red hat' is 2 tokens; the learned word starts from the last one, 'hat'" in notes_of(capsys)[0]
+    assert cli.run([*words, "--fresh", "--set", "start=dog"]) == 0
+    assert notes_of(capsys) == []
+
+
+def test_no_pictures_and_names_that_would_be_one_word(refused, base_folder, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no PNG, JPEG or WebP picture is in it" in refused(*call(base_folder, tmp_path / "empty", tmp_path / "x"))
+    said = refused(*call(base_folder, photos, tmp_path / "x", "--name", "V"))
+    assert "a-z" in said and "'v'" in said  # to CLIP <V> and <v> are one word
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_cut_short_is_not_gone_on_with_under_other_settings(base_folder, photos, tmp_path, refused):
+    from thisness.bases import load_base
+    from thisness.methods import Stopped, learn
+    from thisness.subject import Subject
+
+    subject, base = Subject.from_folder(photos, noun="dog"), load_base(str(base_folder))
+    given = {"steps": 3, "checkpoint_seconds": 0.0, "progress": False}
+    with pytest.raises(Stopped):
+        learn("textual-inversion", subject, base, folder=tmp_path / "x", stop_after=0.0, **given)
+    said = refused(*call(base_folder, photos, tmp_path / "x", "--steps", "3", "--lr", "0.5"))
+    assert "lr: 0.02 -> 0.5" in said and "use the old one to go on" in said
+
+
+def test_curves_that_cannot_be_drawn_are_refused(base_folder, photos, tmp_path, refused):
+    said = refused(*call(base_folder, photos, tmp_path / "x", "--tracker", "wandb"))
+    assert "auto, tensorboard, off" in said

@@ -135,7 +135,7 @@ def _to_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
     (hidden,) = inputs
     if torch.is_autocast_enabled(hidden.device.type):
         return inputs
-    return (hidden.to(module.weight.dtype),)  # type: ignore[union-attr]
+    return (hidden.to(_own(module, WEIGHT).dtype),)
 
 
 def _refuse_second(before: Mapping[str, Any], weights: Mapping[str, Tensor], owner: str) -> None:
@@ -168,7 +168,7 @@ def _weight(model: nn.Module, name: str) -> nn.Parameter:
 
 
 def _own(module: nn.Module, name: str) -> nn.Parameter:
-    return getattr(module, _end(name))  # type: ignore[no-any-return]
+    return getattr(module, _end(name))
 
 
 def _end(name: str) -> str:

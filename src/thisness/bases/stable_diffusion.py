@@ -107,7 +107,7 @@ class StableDiffusion(Base):
         return ((latents - noise * prediction) / signal.clamp(min=1e-4)).to(latents.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
 
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         posterior = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist

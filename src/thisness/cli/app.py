@@ -42,6 +42,7 @@ def build(words: Sequence[str] = ()) -> TyperGroup:
     from thisness.cli.compare import compare
     from thisness.cli.demo import demo
     from thisness.cli.doctor import doctor
+    from thisness.cli.export import export
     from thisness.cli.generate import generate
     from thisness.cli.inspect import inspect
     from thisness.cli.learn import learn
@@ -50,7 +51,7 @@ def build(words: Sequence[str] = ()) -> TyperGroup:
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_callback)
-    for function in (demo, generate, learn, compare, sweep, attention, inspect, masks, doctor):
+    for function in (demo, generate, learn, compare, sweep, attention, inspect, export, masks, doctor):
         app.command(function.__name__, no_args_is_help=function is not demo)(function)
     for name, help_text in _GROUPS.items():
         if name in words:

@@ -16,7 +16,9 @@ from thisness.recipe import described
 
 
 def learn(
-    method: Annotated[str, typer.Argument(help="How: dreambooth-lora, textual-inversion, custom-diffusion, detex.")],
+    method: Annotated[
+        str, typer.Argument(help="How: dreambooth-lora, dreambooth, textual-inversion, custom-diffusion, detex.")
+    ],
     pictures: Annotated[
         list[Path] | None, typer.Argument(help="A folder of pictures, or one picture; several: a concept for each.")
     ] = None,
@@ -40,6 +42,9 @@ def learn(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in a step; the preset's by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random in the learning.")] = None,
     preview_every: Annotated[int | None, typer.Option(min=0, help="Steps between preview pictures; 0 none.")] = None,
+    tracker: Annotated[
+        str | None, typer.Option(help="Curves beside the log: auto (TensorBoard if installed), tensorboard, off.")
+    ] = None,
     keep_meaning: Annotated[
         float | None, typer.Option(help="Hold the word's norm and angle to its noun's: 0.1 is usual, 0 not at all.")
     ] = None,
@@ -78,8 +83,8 @@ def learn(
         raise UserError(f"the folder of pictures is missing: {program()} learn {method} photos/ --noun dog")
     nouns = nouns_for(pictures, noun or [], method)
     given = parse_pairs(set_ or [])
-    common = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "preview_every": preview_every}
-    common["keep_meaning"] = keep_meaning
+    common: dict[str, object] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "tracker": tracker}
+    common |= {"preview_every": preview_every, "keep_meaning": keep_meaning}
     given |= {key: value for key, value in common.items() if value is not None}
     if track_collapse:
         given.setdefault("track_collapse", -1)
@@ -100,9 +105,13 @@ def learn(
     from thisness.cli.loading import open_base
     from thisness.methods import learn as run
     from thisness.methods import method_named
+    from thisness.methods.notes import notes
+    from thisness.methods.registry import settings_for
 
-    method_named(method)
+    chosen = method_named(method)
     loaded = open_base(base, device, dtype)
+    for note in notes(method, subject, loaded, settings_for(chosen, loaded, given, preset)):
+        typer.echo(f"note: {note}", err=True)
     concept = run(method, subject, loaded, folder=folder, resume=not fresh, progress=True, preset=preset, **given)
     typer.echo(f"{concept.name}, a {concept.noun}, learned by {method}: {folder}")
     if given.get("track_collapse") and not (folder / "collapse").is_dir():

@@ -92,6 +92,7 @@ class CustomDiffusion(TuningMethod):
         "paper": {"steps": 250, "lr": 8e-5},
         "detex-paper": {"steps": 300, "lr": 8e-5},
         "scp-paper": {"steps": 1000, "lr": 5e-6, "batch_size": 1, "prior_batch": 1},
+        "tea-paper": {"steps": 2000, "lr": 1e-5, "batch_size": 1, "prior_batch": 1},
     }  # fmt: skip
     handler = AdapterHandler()
 

@@ -27,6 +27,7 @@ from ..training.latents import encode_subject
 from ..training.loop import LoopConfig, Task, train
 from ..training.precision import computes_in_bf16
 from ..training.prior import class_latents
+from ..training.tracking import Curves
 from .meaning import KeptMeaning
 from .registry import Method, Stopped
 from .templates import SETS, class_set, sentences
@@ -69,6 +70,7 @@ class TuningSettings:
     preview_every: int = setting(0, "steps between previews; 0: none")
     track_collapse: int = setting(0, "steps between measurements of semantic collapse; 0: none, -1: 20 times in all")
     checkpoint_seconds: float = setting(60.0, "between checkpoints")
+    tracker: Curves = setting("auto", "curves for TensorBoard beside the log; auto: if it is installed")
 
     def __post_init__(self) -> None:
         wrong = []
@@ -92,6 +94,7 @@ class TuningSettings:
             steps=self.steps, lr=self.lr, weight_decay=self.weight_decay, warmup=self.warmup, schedule=self.schedule,
             clip=self.clip, accumulate=self.accumulate, seed=self.seed, precision=precision, log_every=25,
             preview_every=self.preview_every, checkpoint_seconds=self.checkpoint_seconds,
+            tracker=self.tracker,
         )  # fmt: skip
 
 
@@ -294,15 +297,16 @@ class TuningTask(Task):
         return {**self.losses(draw, prediction), **tracked}
 
     def preview(self, folder: Path, step: int) -> None:
-        """The subject in three scenes, by the code that makes people's pictures."""
+        """A sheet of the subject in three scenes, by the code that makes people's pictures."""
         from ..generation import generate
-        from ..images import save_png
+        from ..images import save_png, sheet
 
-        for number, scene in enumerate(PREVIEWS):
-            text = Prompt(scene).fill({"subject": self.word}).text
-            result = generate(self.base, text, seeds=(0, 1))
-            for seed, image in enumerate(result.images):
-                save_png(image, folder / f"step-{step:06d}-scene-{number}-seed-{seed}.png")
+        prompts = [Prompt(scene).fill({"subject": self.word}).text for scene in PREVIEWS]
+        rows = [generate(self.base, text, seeds=(0, 1)).images for text in prompts]
+        side = min(max(self.base.resolution, 96), 512)
+        title = f"{self.subject.name}, step {step}"
+        page = sheet(rows, references=self.subject.images[:6], title=title, row_labels=prompts, tile=side)
+        save_png(page, folder / f"step-{step:06d}.png")
 
 
 def conditioning_of(
@@ -386,7 +390,7 @@ def decisive(settings: Any) -> dict[str, Any]:
     values = {
         key: value
         for key, value in asdict(settings).items()
-        if key not in ("checkpoint_seconds", "preview_every", "track_collapse")
+        if key not in ("checkpoint_seconds", "preview_every", "track_collapse", "tracker")
     }
     if not values.get("keep_meaning", 1):
         del values["keep_meaning"]  # what was learned before there was such a setting counts as the same

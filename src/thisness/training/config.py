@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ConfigurationError
+from .tracking import TRACKERS, Curves
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class LoopConfig:
         seed: of everything random.
         checkpoint_seconds, keep: wall time between checkpoints; how many stay.
         log_every, preview_every: in steps; 0 for never.
+        tracker: "tensorboard" writes the log's numbers as curves, too; "auto": if it is installed.
     """
 
     steps: int
@@ -49,6 +51,7 @@ class LoopConfig:
     keep: int = 2
     log_every: int = 50
     preview_every: int = 0
+    tracker: Curves = "off"
 
     def __post_init__(self) -> None:
         checks = {
@@ -65,6 +68,7 @@ class LoopConfig:
             "accumulate must be at least 1": self.accumulate >= 1,
             "seed must not be negative": self.seed >= 0,
             "keep must be at least 1": self.keep >= 1,
+            f"tracker must be {', '.join(TRACKERS)}": self.tracker in TRACKERS,
             "log_every and preview_every must not be negative": self.log_every >= 0 and self.preview_every >= 0,
         }
         if wrong := [message for message, fine in checks.items() if not fine]:

@@ -27,10 +27,12 @@ from .parallel import Parallel
 from .precision import computes_in_bf16
 from .progress import JsonLines, Progress, RunningMeans, duration
 from .task import Task
+from .tracking import scalars
 
 __all__ = ["LoopConfig", "Task", "TrainResult", "train"]
 
-NO_INFLUENCE = frozenset(f"config.{name}" for name in ("checkpoint_seconds", "keep", "log_every", "preview_every"))
+_NO_INFLUENCE = ("checkpoint_seconds", "keep", "log_every", "preview_every", "tracker")
+NO_INFLUENCE = frozenset(f"config.{name}" for name in _NO_INFLUENCE)
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,14 @@ class _Run:
     def go(self, resume: bool, stop_after: float | None, signals: StopSignals) -> TrainResult:
         skipped = self._begin(resume)
         config, task, first = self.config, self.task, self.parallel.first
-        self.progress = Progress(task.name, self.step, config.steps, self.show and first)
+        self.progress = Progress(task.name, self.step, config.steps, self.show and first, self.device)
         for line in skipped:
             self.progress.say(line)
         if self.step:
             self.progress.say(f"going on from step {self.step} of {config.steps}")
-        log = JsonLines(self.folder / "log.jsonl", self.step) if first else None
+        log = None
+        if first:
+            log = JsonLines(self.folder / "log.jsonl", self.step, scalars(config.tracker, self.folder, self.step))
         saved_at, saved_step = time.monotonic(), self.step
         self.logged = (self.step, time.monotonic())
         stopped_by: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ThisnessError
 from ..files import write_text
+from .tracking import Scalars
 
 
 class RunningMeans:
@@ -64,8 +66,12 @@ class RunningMeans:
 class JsonLines:
     """`log.jsonl`: one object a line, in order of steps, each step once even after a resume."""
 
-    def __init__(self, path: Path, last_step: int) -> None:
-        """Keep the lines up to `last_step`: what a killed run wrote after its checkpoint will be written again."""
+    def __init__(self, path: Path, last_step: int, follower: Scalars | None = None) -> None:
+        """Keep the lines up to `last_step`: what a killed run wrote after its checkpoint will be written again.
+
+        Args:
+            follower: is given each line, too.
+        """
         lines = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -75,13 +81,15 @@ class JsonLines:
                 except (ValueError, KeyError, TypeError):
                     continue  # half a line, from a kill while it was being written
         write_text(path, "".join(lines))
-        self.path = path
+        self.path, self.follower = path, follower
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, entry: Mapping[str, Any]) -> None:
         try:
             self.file.write(json.dumps(entry) + "\n")
             self.file.flush()
+            if self.follower is not None:
+                self.follower.write(entry)
         except OSError as error:
             raise ThisnessError(
                 f"cannot write {self.path} ({error.strerror}); the checkpoints are intact: make room and run the same "
@@ -90,13 +98,19 @@ class JsonLines:
 
     def close(self) -> None:
         self.file.close()
+        if self.follower is not None:
+            self.follower.close()
 
 
 class Progress:
-    """A bar with the time left on a terminal, one flushed line per log interval elsewhere, silence if not enabled."""
+    """A bar with the time left on a terminal, one flushed line per log interval elsewhere, silence if not enabled.
 
-    def __init__(self, name: str, start: int, steps: int, enabled: bool) -> None:
-        self.name, self.start, self.steps, self.enabled = name, start, steps, enabled
+    Args:
+        device: whose memory is shown beside the loss; None: none.
+    """
+
+    def __init__(self, name: str, start: int, steps: int, enabled: bool, device: torch.device | None = None) -> None:
+        self.name, self.start, self.steps, self.enabled, self.device = name, start, steps, enabled, device
         self.bar: Any = None
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
@@ -111,10 +125,11 @@ class Progress:
         """Args: seconds_here: since the start or the resume, for the time left."""
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in entry.items() if name not in ("step", "seconds"))
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {entry['loss']:.4g}")
+            self.bar.set_postfix_str(f"loss {entry['loss']:.4g}{self._memory()}")
         elif self.enabled:
             left = seconds_here / max(step - self.start, 1) * (self.steps - step)
-            self.say(f"step {step}/{self.steps}  {numbers}  {duration(entry['seconds'])} so far, {duration(left)} left")
+            times = f"{duration(entry['seconds'])} so far, {duration(left)} left"
+            self.say(f"step {step}/{self.steps}  {numbers}  {times}{self._memory()}")
 
     def say(self, text: str) -> None:
         if self.bar is not None:
@@ -125,6 +140,22 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def _memory(self) -> str:
+        used = memory_used(self.device) if self.device is not None else None
+        return f", {used / 2**30:.1f} GiB" if used else ""
+
+
+def memory_used(device: torch.device) -> int | None:
+    """Bytes: of an accelerator the most that was in use since the process began, else what the process holds in
+    memory; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
 
 def duration(seconds: float) -> str:
