@@ -1,0 +1,85 @@
+"""Optimizers. Oracles: torch's own Muon in double precision's stead, singular values, AdamW alone as before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from thisness.errors import ArtefactError, ConfigurationError
+from thisness.training.config import LoopConfig
+from thisness.training.optimizers import Muon, Optimizers, matrices_apart, orthogonalised
+
+CONFIG = LoopConfig(steps=10, lr=1e-2, weight_decay=0.1)
+
+
+def layer(seed=0, out=6, into=10):
+    torch.manual_seed(seed)
+    return nn.Linear(into, out)
+
+
+def test_orthogonalised_keeps_singular_vectors_and_levels_their_values():
+    torch.manual_seed(0)
+    for shape in ((16, 40), (40, 16), (24, 24)):
+        u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+        matrix = u @ torch.diag(torch.linspace(1, 0.2, min(shape))) @ v
+        inside = u.T @ orthogonalised(matrix) @ v.T
+        assert (inside.diagonal() > 0.6).all() and (inside.diagonal() < 1.3).all()
+        assert (inside - inside.diagonal().diag()).abs().max() < 1e-4
+    assert torch.isfinite(orthogonalised(torch.zeros(3, 4))).all()
+
+
+def test_muon_agrees_with_torch_where_that_is_exact_enough():
+    """Torch iterates in bfloat16: three digits."""
+    mine, theirs = layer(), layer()
+    one = Muon([mine.weight], lr=1e-2, weight_decay=0.1)
+    other = torch.optim.Muon([theirs.weight], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    before = mine.weight.detach().clone()
+    for step in range(4):
+        torch.manual_seed(step)
+        mine.weight.grad = torch.randn_like(mine.weight)
+        theirs.weight.grad = mine.weight.grad.clone()
+        one.step()
+        other.step()
+    moved = (mine.weight - before).norm()
+    assert (mine.weight - theirs.weight).norm() < 0.02 * moved
+
+
+def test_groups_keep_their_own_rate_and_optimizer_through_a_reload():
+    net = nn.Sequential(layer(), nn.LayerNorm(6), layer(1, 4, 6))
+    groups = [*matrices_apart(net[0], [net[0], net[1]]), {"params": list(net[2].parameters()), "lr": 0.5}]
+
+    def steps(optimizers, count, start=0):
+        for step in range(start, start + count):
+            optimizers.scale(1 / (step + 1))
+            torch.manual_seed(step)
+            for p in net.parameters():
+                p.grad = torch.randn_like(p)
+            optimizers.step()
+
+    begun = {k: v.clone() for k, v in net.state_dict().items()}
+    whole = Optimizers(groups, CONFIG)
+    steps(whole, 4)
+    ends = {k: v.clone() for k, v in net.state_dict().items()}
+    assert [group["lr"] for group in whole.param_groups] == [0.0025, 0.0025, 0.125]
+    assert {name.split("/")[0] for name in whole.moments()} >= {"muon", "0"}
+    net.load_state_dict(begun)
+    half = Optimizers(groups, CONFIG)
+    steps(half, 2)
+    kept = {name: value.clone() for name, value in half.moments().items()}
+    again = Optimizers(groups, CONFIG)
+    again.load_moments(kept)
+    steps(again, 2, 2)
+    assert all(torch.equal(net.state_dict()[k], ends[k]) for k in ends)
+    assert not torch.equal(begun["0.weight"], ends["0.weight"])
+
+
+def test_what_does_not_fit_is_refused():
+    net = layer()
+    with pytest.raises(ConfigurationError, match="matrices only"):
+        Optimizers([{"params": list(net.parameters()), "optimizer": "muon"}], CONFIG)
+    with pytest.raises(ConfigurationError, match="adamw or muon, not 'sgd'"):
+        Optimizers([{"params": [net.weight], "optimizer": "sgd"}], CONFIG)
+    plain = Optimizers([{"params": list(net.parameters())}], CONFIG)
+    with pytest.raises(ArtefactError, match="does not fit: it is of muon"):
+        plain.load_moments({"muon/0/momentum_buffer": torch.zeros(6, 10)})
