@@ -37,6 +37,7 @@ class DreamBoothSettings(IdentifierSettings, PriorSettings, TuningSettings):
     """Of the paper, for Stable Diffusion: 1000 steps at 5e-6, one picture of the subject and one of the class."""
 
     lr: float = setting(5e-6, "learning rate of the denoiser")
+    checkpoint_seconds: float = setting(600.0, "between checkpoints: each holds three times the weights")
     storage: Literal["fp16", "fp32"] = setting("fp16", "number format of the learned weights in the concept")
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class DreamBooth(TuningMethod):
     presets = {
         "small": {
             "steps": 300, "lr": 2e-4, "batch_size": 4, "prior_batch": 4, "prior_pictures": 32, "identifier": "new",
-            "identifier_lr": 2e-3, "schedule": "cosine", "storage": "fp32",
+            "identifier_lr": 2e-3, "schedule": "cosine", "storage": "fp32", "checkpoint_seconds": 60.0,
         },
         "paper": {"steps": 1000, "lr": 5e-6, "prior_pictures": 1000},
         "detex-paper": {"steps": 1000, "lr": 1e-6, "captions": "bare"},
