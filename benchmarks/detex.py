@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pages import cell, compared
+
 if TYPE_CHECKING:
     from thisness.evaluation.items import Scored
     from thisness.evaluation.results import Run
@@ -62,16 +64,6 @@ def run(out: Path, size: str, recipes: str, subjects: str, seeds: str, workers: 
     return thisness([*words, "--seeds", seeds] if seeds else words)
 
 
-def cell(rows: Sequence[Scored], family: str, metric: str) -> str:
-    """ "0.83 (0.75-0.91)"; "-" where nothing has a value."""
-    from thisness.evaluation.statistics import estimate
-
-    found = estimate([row for row in rows if row.family == family], metric)
-    if found.mean is None:
-        return "-"
-    return f"{found.mean:.2f}" if found.low is None else f"{found.mean:.2f} ({found.low:.2f}-{found.high:.2f})"
-
-
 def table(runs: Sequence[tuple[str, Sequence[Scored]]]) -> list[str]:
     """Lines of Markdown, a row for each labelled set of pictures."""
     lines = ["| | " + " | ".join(title for title, _, _ in COLUMNS) + " | pictures |", "|---" * (len(COLUMNS) + 2) + "|"]
@@ -79,14 +71,6 @@ def table(runs: Sequence[tuple[str, Sequence[Scored]]]) -> list[str]:
         cells = [cell(rows, family, metric) for _, family, metric in COLUMNS]
         lines.append(f"| {label} | {' | '.join(cells)} | {len(rows)} |")
     return lines
-
-
-def compared(one: Sequence[Scored], other: Sequence[Scored], family: str, metric: str) -> str:
-    """How much higher the first is on the same cases and seeds: "+0.12 (p .03)"."""
-    from thisness.evaluation.statistics import paired
-
-    found = paired([r for r in one if r.family == family], [r for r in other if r.family == family], metric)
-    return "-" if found.difference is None else f"{found.difference:+.2f} (p {found.p:.2f})"
 
 
 def pictures(run: Run, path: Path, toys: int = 3) -> None:

@@ -58,7 +58,7 @@ def unrendered(request, monkeypatch, tmp_path):
 
 
 def test_sizes_and_families(unrendered):
-    counts = {"playroom-smoke": (2, 16, 1), "playroom-small": (10, 280, 2), "playroom-full": (30, 3840, 4)}
+    counts = {"playroom-smoke": (2, 16, 1), "playroom-small": (10, 280, 2), "playroom-full": (30, 4320, 4)}
     subjects, pictures, seeds = counts[unrendered.name]
     made = list(pairs(unrendered))
     assert (len(unrendered.subjects), len(made) * seeds, unrendered.seeds) == (subjects, pictures, tuple(range(seeds)))

@@ -53,10 +53,10 @@ def asks(index: int) -> dict[str, list[Ask]]:
         "style": [_style(style) for style in rotated(STYLES[1:], index)],
         "two-part": [
             ask
-            for number in range(3)
+            for number in range(5)
             for ask in (
                 _both(_pose(poses[number % len(poses)]), _place(rotated(places, 2)[number])),
-                _both(_worn(*rotated(worn, 2)[number]), _place(rotated(places, 5)[number])),
+                _both(_worn(*rotated(worn, 2)[number % len(worn)]), _place(rotated(places, 5)[number])),
             )
         ],
         "two-toy": [_other(*each) for each in others[:3]],
