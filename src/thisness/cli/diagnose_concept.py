@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,14 +64,12 @@ def concept(
     context = read_prompts(prompts, noun) if prompts is not None else []
     shown = read_prompts(simple, noun) if simple is not None else []
 
-    from tqdm import tqdm
-
     from thisness.cli.loading import open_base
     from thisness.diagnostics.collapse_experiment import diagnose_collapse
 
     loaded = open_base(base, device, dtype)
     learned.check_base(loaded, other_weights=other_base)
-    with tqdm(desc="sentences", unit="", dynamic_ncols=True) as bar:
+    with closing(_Bar()) as bar:
         found = diagnose_collapse(
             loaded,
             learned,
@@ -83,7 +82,7 @@ def concept(
             pool=pool,  # type: ignore[arg-type]
             temperature=temperature,
             paper=paper,
-            done=bar.update,
+            done=bar,
         )
     for path in found.save(out if out is not None else Path("collapse") / learned.name):
         typer.echo(f"{path}")
@@ -91,3 +90,21 @@ def concept(
         typer.echo(f"note: {note}")
     for sentence in found.sentences:
         typer.echo(sentence)
+
+
+class _Bar:
+    """Counts sentences on stderr, from the first one on: input that is refused has one line."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __call__(self, number: int) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(desc="encoding", unit=" sentences", dynamic_ncols=True)
+        self.bar.update(number)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -43,6 +43,7 @@ from .collapse_features import Pool, features, own_tokens, read_records, vocabul
 from .collapse_prompts import COUNT, FEWEST, context_prompts, simple_prompts
 
 DRIFTING = 16  # sentences that are compared position by position
+DRAWN = 200  # resamples for the intervals of what was recorded
 NEAR = 3  # words of the vocabulary shown beside the class word
 
 
@@ -197,11 +198,17 @@ def diagnose_collapse(
     pool = "last" if paper else pool
     temperature = temperature or (1.0 if paper else d.TEMPERATURE)
     noun, word = SlotWord(anchor, anchor), concept.word
+    extra = len(own_tokens(word, concept.tokens)) - len(anchor.split())
     anchors = vocabulary_rows(base, anchor)
     notes = _notes(base, anchor, anchors)
     known = {name: _vocabulary(base, name, rows, anchor) for name, rows in anchors.items()}
     tokens = own_tokens(word, concept.tokens)
     tuned = _tunes_text(concept)
+    if extra > 0 and anchor not in word.text.split():
+        notes.append(
+            f'the word has {len(tokens)} rows, "{anchor}" has {len(anchor.split())}: some of the difference beside it '
+            "is of that alone"
+        )
     records = read_records(folder, word.text) if folder is not None else None
 
     with concept.attach(base):
@@ -251,7 +258,7 @@ def diagnose_collapse(
         verdicts=tuple(each for each in (over, beside_class(ours, theirs)) if each is not None),
         known=known,
         rows={name: rows_beside(each.cpu(), known[name]) for name, each in rows.items()},
-        times={step: measure(each, then, then_ruler) for step, each in times.items()},
+        times={step: measure(each, then, then_ruler, resamples=DRAWN) for step, each in times.items()},
         row_times={
             step: {name: rows_beside(own, known[name]) for name, own in each.items() if name in known}
             for step, each in (records.rows.items() if records is not None else ())

@@ -21,7 +21,7 @@ from ..prompt import Prompt, SlotWord
 
 COUNT = 200
 FEWEST = 8
-TRIES = 60  # for each sentence
+TRIES = 60  # in a row that give nothing new: then there is nothing new
 MOST_BYTES = 1_000_000
 
 PICTURES = """photo|picture|image|painting|drawing|portrait|sketch|pencil sketch|pencil drawing|watercolour|poster|
@@ -153,12 +153,16 @@ def _made(base: Base, words: Sequence[SlotWord], count: int, seed: int, write: W
     found: dict[str, None] = {}
     for lists in (Words(lambda word: _one_token(base, word), noun), Words(None, noun)):
         rng = Random(f"{write.__name__}/{seed}")
-        for _ in range(count * TRIES):
-            if len(found) >= count:
-                break
+        seen: set[str] = set()
+        in_vain = 0
+        while len(found) < count and in_vain < TRIES:
             text = write(rng, lists)
-            if text not in found and _fits(base, text, words):
+            in_vain = in_vain + 1 if text in seen else 0
+            if text not in seen and _fits(base, text, words):
                 found[text] = None
+            seen.add(text)
+            if len(seen) > count * TRIES:
+                break
         if len(found) >= min(count, FEWEST):
             break  # words that must be spelt out only where there is nothing else
     if len(found) < min(count, FEWEST):
@@ -207,8 +211,9 @@ def read_prompts(path: str | Path, noun: str) -> list[str]:
         rows = [row[heading.index("prompt")] for row in table[1:] if len(row) > heading.index("prompt")]
     else:
         rows = [", ".join(row) for row in table]
-    rows = [row for row in rows if row]
-    problems, found = [], {}
+    rows = [stripped for row in rows if (stripped := row.strip())]
+    problems: list[str] = []
+    found: dict[str, None] = {}
     for number, row in enumerate(rows, 1):
         text = row if "{subject}" in row else re.sub(rf"\b{re.escape(noun)}\b", "{subject}", row, flags=re.IGNORECASE)
         times = text.count("{subject}")

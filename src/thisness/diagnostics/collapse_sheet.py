@@ -92,22 +92,22 @@ def _row_panels(found: CollapseDiagnosis) -> list[Panel]:
     def pick(what: str, n: int) -> list[float]:
         return [getattr(found.row_times[step][encoder], what)[n] for step in steps]
 
-    noun = f'"{found.anchor}"'
+    noun = _short(found.anchor)
     histogram = _histogram_panel(found, encoder)
     if not steps:
         lines = [Line([float(n)], [Value(rows.angle[n])], SHADES[n % 4], f"row {n + 1}") for n in range(count)]
         return [
             histogram,
             _curve_panel(
-                "Angle to the class word (degrees)", lines, [Level(middle, "median word"), Level(0, noun)], ""
+                "Angle to the class word (dashed: all words)", lines, [Level(middle, "median"), Level(0, noun)], ""
             ),
             _empty,
         ]
     return [
-        _curve_panel("Norm of the word", over(pick, "norm"),
-                     [Level(known.anchor_norm, noun), Level(high, "99 % of words"), Level(low, "1 %")]),
-        _curve_panel("Angle to the class word (degrees)", over(pick, "angle"),
-                     [Level(middle, "median word"), Level(0, noun)]),
+        _curve_panel("Norm of the word (dashed: of all words)", over(pick, "norm"),
+                     [Level(known.anchor_norm, noun), Level(high, "99 %"), Level(low, "1 %")]),
+        _curve_panel("Angle to the class word (dashed: all words)", over(pick, "angle"),
+                     [Level(middle, "median"), Level(0, noun)]),
         histogram,
     ]  # fmt: skip
 
@@ -128,7 +128,7 @@ def _set_panels(found: CollapseDiagnosis) -> list[Panel]:
             steps = sorted(found.times)
             line = Line([float(step) for step in steps], [found.times[step][pair][distance] for step in steps], BLUE)
             first = found.times[steps[0]]
-            levels = [Level(first[reference[0]][reference[1]].value, noun)] if reference else [Level(0, noun)]
+            levels = [Level(first[reference[0]][reference[1]].value if reference else 0, _short(found.anchor))]
             panels.append(_curve_panel(title, [line], levels))
         else:
             ours = found.distances[pair][distance]
@@ -159,13 +159,12 @@ def _curve_panel(title: str, lines: Sequence[Line], levels: Sequence[Level], acr
             drawing.text(left - 8, at(first, tick)[1], said, 11, "end", FAINT)
         taken: list[float] = []
         for level in sorted(levels, key=lambda each: each.value):
-            y = at(first, level.value)[1]
+            spot = at(first, level.value)[1]
             drawing.line([at(first, level.value), at(last, level.value)], FAINT, 1.2, dash=5)
-            spot = y - 8
             while any(abs(spot - other) < 12 for other in taken):
-                spot -= 12
+                spot -= 4
             taken.append(spot)
-            drawing.text(left + PANEL, spot, level.name, 11, "end", FAINT)
+            drawing.text(left + PANEL + 4, spot, level.name, 11, "start", FAINT)
         for line in lines:
             points = [at(x, each.value) for x, each in zip(line.x, line.values, strict=True)]
             for x, each in zip(line.x, line.values, strict=True):
@@ -229,6 +228,11 @@ def _histogram_panel(found: CollapseDiagnosis, encoder: str) -> Panel:
         drawing.text(left + PANEL, top + TALL + 32, "norm; heights: square root of the number", 12, "end", FAINT)
 
     return panel
+
+
+def _short(word: str) -> str:
+    """Fits beside a panel."""
+    return f'"{word}"' if len(word) <= 6 else f"{word[:6]}\u2026"
 
 
 def _said(title: str, *lines: str) -> Panel:
