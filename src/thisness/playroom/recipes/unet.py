@@ -2,9 +2,9 @@
 features.
 
 Auxiliary losses, only below t = 750 and only in training (their heads are thrown away): the first up block toward
-the teacher's features of the clean picture (1 - cos), the second toward the subject's mask, the pooled middle toward
-class, pose, facing and accessory. The main loss weighs the subject more than the background, which moves capacity, not the
-optimum.
+the teacher's features of the clean picture (1 - cos), the second toward the subject's mask, the pooled middle
+toward class, pose, facing and accessory. The main loss weighs the subject more than the background, which moves
+capacity, not the optimum.
 """
 
 from __future__ import annotations
