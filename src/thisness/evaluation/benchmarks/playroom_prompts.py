@@ -73,7 +73,7 @@ class Kept(NamedTuple):
 
 
 CONTROL = ("alone", "keep-pose", "keep-background", "keep-both")
-"""Families of the size "control": whether what is kept of a reference is, and whether nothing is where nothing shall be."""
+"""Families of the size "control": whether what is kept of a reference is there, and nothing where nothing shall be."""
 
 
 def control_asks(index: int) -> dict[str, list[Kept]]:
