@@ -237,3 +237,14 @@ def test_log_lines_are_readable_without_a_terminal(tmp_path, capsys):
     logged = [entry for entry in read_log(tmp_path) if "preview" not in entry]
     assert [entry["step"] for entry in logged] == [7, 14, 21, 28, 35, 40]
     assert all(math.isfinite(entry["loss"]) and math.isfinite(entry["fit"]) for entry in logged)
+
+
+def test_checkpoints_of_an_unknown_configuration_are_refused(tmp_path):
+    """As a run leaves them whose folder was deleted while it lasted; resume=False begins anew."""
+    run(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ConfigurationError, match=r"checkpoints but no run\.json"):
+        run(tmp_path)
+    assert steps_on_disk(tmp_path)
+    train(TinyTask(), CONFIG, tmp_path, resume=False, progress=False)
+    assert (tmp_path / "run.json").is_file()

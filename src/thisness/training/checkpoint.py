@@ -136,6 +136,11 @@ def check_same_run(folder: Path, run: Mapping[str, Any], may_change: frozenset[s
                 f"the run in {folder} was started with another configuration ({'; '.join(changes)}): "
                 "use the old one to go on, or another folder (or resume=False) to start anew"
             )
+    elif any((folder / "checkpoints").glob("step-*")):  # the folder was deleted under a run that then saved itself
+        raise ConfigurationError(
+            f"{folder} has checkpoints but no run.json, so nobody knows of which configuration they are: "
+            "delete the folder, or name another (or resume=False) to start anew"
+        )
     write_json(path, new)
 
 
