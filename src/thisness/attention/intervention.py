@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .context import Context
 from .sites import Site
+
+if TYPE_CHECKING:
+    from ..sampling.companion import Companion, Run
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class Intervention:
         """The latents after a step, (samples, *latent_shape). Sampler only."""
         return latents
 
+    def companion(self, run: Run) -> Companion | None:
+        """A second denoising process beside the run, or None; asked once, before the first step. Sampler only."""
+        return None
+
 
 def only_schedules(intervention: Intervention) -> bool:
     """Whether it overrides nothing that happens inside attention, so that no site need be hooked for it."""
@@ -111,4 +118,5 @@ def only_schedules(intervention: Intervention) -> bool:
 
 
 ATTACHMENTS: dict[str, type] = {}
-"""Interventions that can be named in a recipe: each a dataclass of settings whose instances are `Intervention`s."""
+"""Interventions that can be named in a recipe: each a dataclass of settings whose instances are `Intervention`s, or
+`conditioning.SentenceAttachment`s. Importing `thisness.methods` registers them all."""

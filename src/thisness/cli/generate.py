@@ -37,6 +37,10 @@ def generate(
     attach: Annotated[
         list[str] | None, typer.Option(metavar="NAME:KEY=VALUE", help="Attach to the model's attention; repeatable.")
     ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:KEY=VALUE", help="Adjustments and attachments that go together: harmonizing."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds and ranges, e.g. 0-3,7: one picture each.")] = "0-3",
     negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
     steps: Annotated[
@@ -68,6 +72,7 @@ def generate(
     numbers = parse_seeds(seeds)
     adjustments = [parse_spec(text, "adjustment") for text in adjust or []]
     attachments = [parse_spec(text, "attachment") for text in attach or []]
+    recipes = [parse_spec(text, "recipe") for text in recipe or []]
     folders = parse_concepts(concept or [])
     keeps = [parse_keep(text) for text in keep or []]
     if out.exists() and not out.is_dir():
@@ -78,9 +83,14 @@ def generate(
     from thisness.cli.loading import open_base
     from thisness.concept import Concept
     from thisness.generation import generate as make
+    from thisness.generation.parts import combined
     from thisness.sampling import SamplingOptions
     from thisness.subject import Subject
 
+    for spec in recipes:
+        adjusting, attaching = combined(spec)
+        adjustments += adjusting
+        attachments += attaching
     options = SamplingOptions(
         steps=steps,
         guidance=guidance,

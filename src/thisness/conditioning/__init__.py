@@ -2,7 +2,7 @@
 
 from .conditioning import ADJUSTMENTS, Adjustment, Conditioning
 from .encoding import encode
-from .sentence import Adjusted, Bound, Sentence, SentenceAdjustment, encode_adjusted
+from .sentence import Adjusted, Bound, Sentence, SentenceAdjustment, SentenceAttachment, encode_adjusted
 
 __all__ = [
     "ADJUSTMENTS",
@@ -12,6 +12,7 @@ __all__ = [
     "Conditioning",
     "Sentence",
     "SentenceAdjustment",
+    "SentenceAttachment",
     "encode",
     "encode_adjusted",
 ]

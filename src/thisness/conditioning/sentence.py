@@ -65,6 +65,18 @@ class SentenceAdjustment(Protocol):
         ...
 
 
+@runtime_checkable
+class SentenceAttachment(Protocol):
+    """An attachment that must know the sentence, its concepts or the base."""
+
+    def bound(self, sentence: Sentence) -> Any:
+        """An `attention.Intervention`; its `report`, if it has one, is as that of `Bound`.
+
+        Raises ConfigurationError where the sentence or the base gives it nothing to do.
+        """
+        ...
+
+
 class Adjusted(NamedTuple):
     """What the denoiser reads, the adjustments as they were settled, and what those that tell it did."""
 

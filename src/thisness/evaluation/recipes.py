@@ -6,6 +6,7 @@
     dreambooth-lora                             a method with the preset for the base's size
     long=dreambooth-lora:steps=800,preset=small its settings; the key "preset" names a preset
     dreambooth-lora+tea:alpha=0.2               an adjustment or an attachment
+    textual-inversion+harmonizing:preset=robust several that go together: orchestrate and attention-swap
     base+sampling:steps=10,guidance=3           settings of the sampler
 
 What stands before the first "=" is a label if no ":" and no "+" come before it. A "+" begins a part if a letter follows
@@ -137,7 +138,7 @@ def resolved(named: NamedRecipe, sampling: Mapping[str, Any] | None = None) -> N
     """
     from dataclasses import replace
 
-    from ..generation.parts import KNOWN
+    from ..generation.parts import COMBINED, KNOWN, combined
     from ..methods import METHODS
 
     problems = []
@@ -146,10 +147,15 @@ def resolved(named: NamedRecipe, sampling: Mapping[str, Any] | None = None) -> N
         name, known = named.recipe.method.name, [BASE, *METHODS]
         problems.append(f"no method {name!r}{nearest(name, known)}: known are {', '.join(known)}")
     for part in given:
-        known = [*KNOWN.adjustments, *KNOWN.attachments, SAMPLING]
+        known = [*KNOWN.adjustments, *KNOWN.attachments, *COMBINED, SAMPLING]
         if part.name not in known:
             problems.append(f"no adjustment or attachment {part.name!r}{nearest(part.name, known)}: {', '.join(known)}")
     raise_all(problems, lead=f"recipe {named.text!r}")
+    try:
+        alone = [(part,) if part.name not in COMBINED else sum(combined(part), ()) for part in given]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"recipe {named.text!r}: {error}") from None
+    given = tuple(part for parts in alone for part in parts)
     recipe = Recipe(
         method=named.recipe.method,
         adjustments=tuple(part for part in given if part.name in KNOWN.adjustments),

@@ -128,8 +128,10 @@ class Worker:
                     unsaid.append(f"the concept {concept.name!r} attached without its word (hash {concept.hash[:12]})")
                 keywords = {key: value for key, value in keywords.items() if key not in ("concept", "subject")}
             adjust = settled.named.recipe.adjustments if settled else ()
+            attach = settled.named.recipe.attachments if settled else ()
             if not Prompt(first.text).slots:  # nothing of a concept is in the sentence
                 adjust = tuple(each for each in adjust if not _about_concepts(each.name))
+                attach = tuple(each for each in attach if not _about_concepts(each.name))
             if not adjust:  # adjustments may change what tokens mean
                 stack.enter_context(self._remembered(tuple(concept.hash for concept in concepts)))
             made = generate(
@@ -137,7 +139,7 @@ class Worker:
                 first.text,
                 **keywords,
                 adjust=adjust,
-                interventions=settled.named.recipe.attachments if settled else (),
+                interventions=attach,
                 keep=first.keep,
                 seeds=first.seeds,
                 options=SamplingOptions(**self.setup.recipes[first.recipe].sampling),
@@ -237,10 +239,11 @@ class _CannotOpen(Exception):
 
 
 def _about_concepts(name: str) -> bool:
-    """Whether an adjustment acts on what was learned, so that a sentence without it gives it nothing to do."""
+    """Whether a part acts on what was learned, so that a sentence without it gives it nothing to do."""
+    from ..attention import ATTACHMENTS
     from ..conditioning import ADJUSTMENTS
 
-    return getattr(ADJUSTMENTS.get(name), "about_concepts", False)
+    return getattr(ADJUSTMENTS.get(name) or ATTACHMENTS.get(name), "about_concepts", False)
 
 
 def _logged_seconds(folder: Path) -> float | None:

@@ -13,7 +13,16 @@ from PIL.Image import Image
 from ..attention import ATTACHMENTS, Intervention
 from ..bases import Base
 from ..concept import Concept
-from ..conditioning import ADJUSTMENTS, Adjustment, Conditioning, Sentence, SentenceAdjustment, encode, encode_adjusted
+from ..conditioning import (
+    ADJUSTMENTS,
+    Adjustment,
+    Conditioning,
+    Sentence,
+    SentenceAdjustment,
+    SentenceAttachment,
+    encode,
+    encode_adjusted,
+)
 from ..errors import ConfigurationError, raise_all
 from ..keeping import Keep, kept
 from ..prompt import Prompt, clean_text
@@ -35,7 +44,7 @@ def generate(
     concept: Concept | Mapping[str, Concept] | None = None,
     keep: Sequence[Keep | str] = (),
     adjust: Sequence[Adjustment | SentenceAdjustment | Spec | str] | str = (),
-    interventions: Sequence[Intervention | Spec | str] = (),
+    interventions: Sequence[Intervention | SentenceAttachment | Spec | str] = (),
     seeds: Sequence[int] = (0,),
     negative: str = "",
     options: SamplingOptions | None = None,
@@ -104,6 +113,7 @@ def generate(
         references = tuple(image for each in subjects.values() for image in each.images)
         sentence = Sentence(base, filled, concepts, references, preview)
         conditioning, adjustments, reports = encode_adjusted(sentence, adjustments)
+        attending = [e.bound(sentence) if isinstance(e, SentenceAttachment) else e for e in attachments]
         told = stack.enter_context(_progress(len(batches))) if progress else None
 
         def after(step: Step) -> None:
@@ -113,8 +123,9 @@ def generate(
 
         listening = after if told or on_step else None
         for batch in batches:
-            latents = sample(base, conditioning, unwanted, batch, options, interventions=attachments, on_step=listening)
+            latents = sample(base, conditioning, unwanted, batch, options, interventions=attending, on_step=listening)
             images += decode_images(base, latents)
+    reports += [each.report for each in attending if hasattr(each, "report")]
     said_adjustments, unsaid_adjustments = describe_parts(adjustments, ADJUSTMENTS)
     said_attachments, unsaid_attachments = describe_parts(attachments, ATTACHMENTS)
     record = make_record(

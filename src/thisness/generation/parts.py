@@ -9,11 +9,38 @@ from typing import Any
 
 from ..attention import ATTACHMENTS
 from ..conditioning import ADJUSTMENTS
-from ..errors import ConfigurationError, raise_all
+from ..errors import ConfigurationError, nearest, raise_all
 from ..recipe import Known, Recipe, Spec, build_settings, parse_spec, validate
 from ..sampling import SamplingOptions
 
 KNOWN = Known(adjustments=ADJUSTMENTS, attachments=ATTACHMENTS, sampling=SamplingOptions)
+
+COMBINED: dict[str, tuple[str, ...]] = {"harmonizing": ("orchestrate", "attention-swap")}
+"""Adjustments and attachments that go together, under one name."""
+
+
+def combined(spec: Spec) -> tuple[tuple[Spec, ...], tuple[Spec, ...]]:
+    """The adjustments and the attachments that a combination stands for; a setting goes to each part that has it.
+
+    Raises:
+        ConfigurationError: no such combination, or settings that none of its parts has; all of it at once.
+    """
+    if spec.name not in COMBINED:
+        raise ConfigurationError(
+            f"no recipe {spec.name!r}{nearest(spec.name, COMBINED)}: known are {', '.join(COMBINED)}"
+        )
+    importlib.import_module("thisness.methods")
+    kinds = {name: {**ADJUSTMENTS, **ATTACHMENTS}[name] for name in COMBINED[spec.name]}
+    takes = {name: {field.name for field in dataclasses.fields(kind) if field.init} for name, kind in kinds.items()}
+    every = sorted(set().union(*takes.values()))
+    valid = ", ".join(every)
+    unknown = [f"no setting {key!r}{nearest(key, every)}; it has: {valid}" for key in spec.values if key not in every]
+    raise_all(unknown, ConfigurationError, f"recipe {spec.name}")
+    parts = [Spec.of(name, {key: value for key, value in spec.values.items() if key in takes[name]}) for name in kinds]
+    adjust = tuple(part for part in parts if part.name in ADJUSTMENTS)
+    attach = tuple(part for part in parts if part.name in ATTACHMENTS)
+    validate(Recipe(adjustments=adjust, attachments=attach), KNOWN)
+    return adjust, attach
 
 
 def build_parts(given: Sequence[Any], kind: str, valid: Mapping[str, type]) -> list[Any]:

@@ -6,6 +6,8 @@ from . import (  # noqa: F401  (they register themselves)
     detex,
     dreambooth,
     dreambooth_full,
+    harmonizing_orchestrate,
+    harmonizing_swap,
     tea_adjustment,
     textual_inversion,
 )

@@ -1,5 +1,6 @@
 """From noise to pictures."""
 
+from .companion import Companion, Run
 from .guidance import guided, rescaled
 from .loop import Cancelled, Step, sample, seeded
 from .options import SamplingOptions
@@ -9,6 +10,8 @@ from .schedulers import SCHEDULERS, make_scheduler
 __all__ = [
     "SCHEDULERS",
     "Cancelled",
+    "Companion",
+    "Run",
     "SamplingOptions",
     "Step",
     "decode_images",

@@ -5,7 +5,6 @@ With nothing attached it gives the latents of the stock pipeline, bit for bit.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +16,10 @@ from ..attention import Intervention, attached, rows_of
 from ..bases import Base
 from ..conditioning import Conditioning, encode
 from ..errors import ConfigurationError, ThisnessError
+from .companion import Companions, Run
 from .guidance import guided, rescaled
 from .options import SamplingOptions
-from .schedulers import make_scheduler
+from .schedulers import make_scheduler, step_keywords
 
 CHECK_EVERY = 10  # steps between looking whether latents are finite, which waits for the device
 
@@ -66,7 +66,8 @@ def sample(
     """Make latents, all samples in one batch.
 
     The denoiser sees the rows of the negative branch, then those of the conditional one; interventions find them by
-    role ("uncond", "cond") and sample in `context.rows`. Under no guidance there is the conditional branch alone.
+    role ("uncond", "cond") and sample in `context.rows`. Under no guidance there is the conditional branch alone. An
+    intervention may ask for a second process (`companion`): its rows come behind those, for as long as it lasts.
 
     Args:
         base: whose denoiser.
@@ -100,18 +101,21 @@ def sample(
     scheduler = make_scheduler(base, options.scheduler)
     scheduler.set_timesteps(options.steps, device=base.device)
     latents = _initial(base, scheduler, draws, options, latents)
-    keywords = _step_keywords(scheduler, draws, options.eta)
+    keywords = step_keywords(scheduler, draws, options.eta)
     times = scheduler.timesteps.tolist()  # once: reading them one by one would wait for the device in every step
     finite = _Finite(len(times), latents.device)
     scheduling = [each for each in interventions if _schedules(each)]
 
     with attached(base.denoiser, *interventions) as context:
         context.rows, context.steps = rows_of(list(branches), count), len(times)
+        run = Run(base, options, len(times), latents, branches.get("uncond"), draws, scheduler)
+        asked = [each.companion(run) for each in interventions]
+        beside = Companions([c for c in asked if c is not None], run, context, list(branches), options.eta)
         for step, timestep in enumerate(scheduler.timesteps):
             context.step, context.timestep = step, times[step]
             rows = torch.cat([latents] * len(branches)) if len(branches) > 1 else latents
             rows = scheduler.scale_model_input(rows, timestep)
-            prediction = base.predict(rows, timestep, read, guidance=scale)
+            prediction = beside.predict(rows, step, timestep, read, scale)
             if len(branches) > 1:
                 uncond, cond = prediction.chunk(2)
                 prediction = guided(uncond, cond, scale)
@@ -121,6 +125,7 @@ def sample(
                 if each.active(context):
                     prediction = each.prediction(latents, prediction, context)
             latents = scheduler.step(prediction, timestep, latents, **keywords, return_dict=False)[0]
+            beside.step(step, timestep)
             for each in scheduling:
                 if each.active(context):
                     latents = each.latents(latents, context)
@@ -185,19 +190,6 @@ def _initial(
     elif tuple(latents.shape) != shape:
         raise ConfigurationError(f"latents are {tuple(latents.shape)}: expected {shape}")
     return latents.to(base.device, base.dtype) * scheduler.init_noise_sigma
-
-
-def _step_keywords(scheduler: Any, draws: list[torch.Generator], eta: float) -> dict[str, Any]:
-    """What this scheduler's `step` takes beside the prediction.
-
-    Raises:
-        ConfigurationError: eta with a scheduler that has none.
-    """
-    taken = inspect.signature(scheduler.step).parameters
-    if eta and "eta" not in taken:
-        raise ConfigurationError(f"eta is DDIM's, and {type(scheduler).__name__} has none: leave it 0, or use ddim")
-    keywords = {"eta": eta, "generator": draws}
-    return {name: value for name, value in keywords.items() if name in taken}
 
 
 def _schedules(intervention: Intervention) -> bool:

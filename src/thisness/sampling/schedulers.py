@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from ..bases import Base
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,3 +57,20 @@ def make_scheduler(base: Base, name: str | None = None) -> Any:
             "be wrong, so choose another, for instance ddim"
         )
     return cls.from_config(config, **settings)
+
+
+def step_keywords(scheduler: Any, draws: Sequence[torch.Generator], eta: float) -> dict[str, Any]:
+    """What this scheduler's `step` takes beside the prediction.
+
+    Args:
+        draws: a generator for each sample.
+        eta: of DDIM.
+
+    Raises:
+        ConfigurationError: eta with a scheduler that has none.
+    """
+    taken = inspect.signature(scheduler.step).parameters
+    if eta and "eta" not in taken:
+        raise ConfigurationError(f"eta is DDIM's, and {type(scheduler).__name__} has none: leave it 0, or use ddim")
+    keywords = {"eta": eta, "generator": list(draws)}
+    return {name: value for name, value in keywords.items() if name in taken}

@@ -1,0 +1,244 @@
+"""Orchestration at work: `--adjust orchestrate`. The visual words of a sentence lose what they share with its text.
+
+The projection acts after the text encoder, before keys and values are made of its rows. Rows of the text stay bit for
+bit. Hosts whose picture is read as tokens of its own, beside the text's, call `Orchestrate.tokens`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..conditioning import ADJUSTMENTS, Conditioning, Sentence, encode
+from ..errors import ConfigurationError, nearest
+from ..prompt import FilledPrompt, TokenSpans, clean_text
+from .harmonizing import Reduce, gains, orthogonal, random_span, restored, retained, shrunk, span_of
+from .harmonizing_words import basis_positions, text_only, visual_positions, word_weights
+
+Scope = Literal["all", "first"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"strength": 1.0, "reduce": "sum", "scope": "all"},
+    "mean": {"strength": 1.0, "reduce": "mean", "scope": "all"},
+    "robust": {"strength": 0.8, "reduce": "sum", "scope": "first"},
+}
+LITTLE = 0.1  # energy left below which it is worth a warning
+
+
+class Harmonized(NamedTuple):
+    """Visual tokens (batch, M, width), the share of energy that each kept (batch, M), and the span's rank (batch,)."""
+
+    tokens: Tensor
+    retained: Tensor
+    rank: Tensor
+
+
+@dataclass(frozen=True)
+class Orchestrate:
+    """Settings of the adjustment "orchestrate". Those that are None are the preset's.
+
+    Args:
+        strength: 0 (nothing) to 1 (the paper): how much of the shared part is taken out.
+        reduce: sum of the projections on the text's directions (the paper), or their mean.
+        ridge: above 0: directions that few words have are spared, s^2 / (s^2 + ridge).
+        weights: how much single words count, "red:0,guitar:0.5"; others 1. 0 leaves a word out, as one that tells what
+            the subject looks like; between 0 and 1 needs ridge.
+        scope: all copies of a word, or the first only.
+        punctuation, eos: these rows, too; the end mark sums up the subject as well.
+        extra_stop: further words to leave out, "my,of".
+        basis: rows of the text from the sentence itself (contextual), where those after the subject have read it; or
+            from the sentence with the noun (text_only).
+        basis_text: another sentence for the basis, as a caption of the reference; the ablation of the paper.
+        rtol: directions weaker than this share of the strongest are not counted.
+        max_rank: directions at most; a quarter of the width by default.
+        renorm: give the visual rows their lengths back.
+        slot: the placeholder whose concept is meant; all by default.
+        control: random: as many random directions; shrink: only the shorter length. For comparisons.
+        preset: paper, mean or robust.
+    """
+
+    about_concepts: ClassVar[bool] = True
+
+    strength: float | None = None
+    reduce: Reduce | None = None
+    ridge: float = 0.0
+    weights: str = ""
+    scope: Scope | None = None
+    punctuation: bool = False
+    eos: bool = False
+    extra_stop: str = ""
+    basis: Literal["contextual", "text_only"] = "contextual"
+    basis_text: str = ""
+    rtol: float = 1e-3
+    max_rank: int | None = None
+    renorm: bool = False
+    slot: str = ""
+    control: Literal["off", "random", "shrink"] = "off"
+    preset: Literal["paper", "mean", "robust"] = "paper"
+
+    def __post_init__(self) -> None:
+        for name, value in PRESETS.get(self.preset, PRESETS["paper"]).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        wrong = []
+        if not 0 <= self.factor <= 1:
+            wrong.append(f"strength {self.strength} must be in 0 ... 1")
+        if not 0 <= self.ridge <= 1e6:
+            wrong.append(f"ridge {self.ridge} must be in 0 ... 1e6")
+        if not 0 < self.rtol < 1:
+            wrong.append(f"rtol {self.rtol} must be between 0 and 1")
+        if self.max_rank is not None and self.max_rank < 1:
+            wrong.append(f"max_rank {self.max_rank} must be 1 at least; strength=0 takes nothing out")
+        weights, unread = _weights(self.weights)
+        wrong += [f"weights: {each!r} is not of the form word:number" for each in unread]
+        wrong += [
+            f"weights: {word}:{value:g} must be in 0 ... 10" for word, value in weights.items() if not 0 <= value <= 10
+        ]
+        if not self.ridge and any(value not in (0.0, 1.0) for value in weights.values()):
+            wrong.append("weights other than 0 and 1 change nothing without ridge: a projection ignores lengths")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    @property
+    def factor(self) -> float:
+        """The strength as a number."""
+        return float(self.strength if self.strength is not None else 1.0)
+
+    def bound(self, sentence: Sentence) -> BoundOrchestrate:
+        """For one sentence.
+
+        Raises:
+            ConfigurationError: nothing in the sentence is visual.
+        """
+        return BoundOrchestrate(self, sentence)
+
+    @torch.no_grad()
+    def tokens(
+        self, visual: Tensor, text: Tensor, chosen: Tensor | None = None, weights: Tensor | None = None
+    ) -> Harmonized:
+        """Visual tokens without what they share with text, in whatever space both are in.
+
+        For IP-Adapter: image tokens before to_k_ip and to_v_ip with rows of the text encoder; or, for each layer, V_ip
+        with V_text (and K_ip with K_text), in full width before the heads are split.
+
+        Args:
+            visual: (batch, M, width).
+            text: (batch, N, width).
+            chosen: (batch, N) of bool, which rows are the basis; see `basis_positions`.
+            weights: (batch, N).
+        """
+        span = span_of(text, chosen, weights, rtol=self.rtol, max_rank=self.max_rank)
+        if self.control == "random":
+            span = random_span(span)
+        assert self.reduce is not None
+        result = orthogonal(visual, span, gains(span, self.factor, self.reduce, self.ridge))
+        left = retained(visual, result)
+        if self.control == "shrink":
+            result = shrunk(visual, result)
+        return Harmonized(restored(visual, result) if self.renorm else result, left, span.rank)
+
+
+ADJUSTMENTS["orchestrate"] = Orchestrate
+
+
+class BoundOrchestrate:
+    """Orchestration of one sentence; a `Bound` adjustment."""
+
+    def __init__(self, settings: Orchestrate, sentence: Sentence) -> None:
+        self.settled, self.sentence = settings, sentence
+        concepts = sentence.concepts
+        if not concepts:
+            raise ConfigurationError(
+                "orchestrate acts on the words of a concept, and none is given: give one (--concept FOLDER)"
+            )
+        if settings.slot and settings.slot not in concepts:
+            raise ConfigurationError(
+                f"orchestrate: slot={settings.slot}: no such placeholder{nearest(settings.slot, concepts)}: "
+                + ", ".join(concepts)
+            )
+        self.spans = sentence.filled.tokenize(sentence.base.tokenizer)
+        self.visual = visual_positions(self.spans, concepts, settings.slot)
+        if not self.visual:
+            said = ", ".join(f"{each.name!r} ({each.word.text})" for each in concepts.values())
+            raise ConfigurationError(f"orchestrate: no word of {said} is in the sentence")
+        self.report: dict[str, Any] = {"name": "orchestrate", "notes": []}
+
+    def words(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @torch.no_grad()
+    def __call__(self, conditioning: Conditioning) -> Conditioning:
+        settings = self.settled
+        text, spans = self._text(conditioning)
+        positions = basis_positions(
+            spans,
+            self.sentence.concepts,
+            punctuation=settings.punctuation,
+            eos=settings.eos,
+            stop=[word.strip() for word in settings.extra_stop.split(",") if word.strip()],
+            scope=settings.scope or "all",
+        )
+        factors, missing = word_weights(spans, _weights(settings.weights)[0])
+        positions = tuple(at for at in positions if factors[at] > 0)
+        self.report["notes"] += [f"{word!r} is not in the sentence: its weight changes nothing" for word in missing]
+        if not positions:
+            self._say((), spans, None)
+            return conditioning
+        rows = text.embeds[:, list(positions)].expand(len(conditioning), -1, -1)  # (batch, N, width)
+        weights = torch.tensor([[factors[at] for at in positions]]).expand(len(conditioning), -1)
+        before = conditioning.embeds[:, list(self.visual)]  # (batch, M, width)
+        done = settings.tokens(before, rows, weights=weights)
+        embeds = conditioning.embeds.clone()
+        embeds[:, list(self.visual)] = done.tokens
+        self._say(positions, spans, done)
+        return conditioning.with_embeds(embeds)
+
+    def _text(self, conditioning: Conditioning) -> tuple[Conditioning, TokenSpans]:
+        """Rows that the basis is taken from, and what they are."""
+        base, settings = self.sentence.base, self.settled
+        if settings.basis_text:
+            other = FilledPrompt.plain(clean_text(settings.basis_text, "orchestrate: basis_text"))
+            return encode(base, other), other.tokenize(base.tokenizer)
+        if settings.basis == "text_only":
+            return text_only(base, self.sentence)
+        return conditioning, self.spans
+
+    def _say(self, positions: tuple[int, ...], spans: TokenSpans, done: Harmonized | None) -> None:
+        report, notes = self.report, self.report["notes"]
+        report["visual"] = [self.spans.piece(at) for at in self.visual]
+        report["basis"] = [spans.piece(at) for at in positions]
+        if done is None:
+            report |= {"rank": 0, "retained": [1.0] * len(self.visual)}
+            notes.insert(0, "nothing to orthogonalise to: the sentence says nothing beside the subject; left as it is")
+        else:
+            report |= {"rank": int(done.rank[0]), "retained": [round(float(each), 4) for each in done.retained[0]]}
+            if report["rank"] < len(positions):
+                notes.append(f"{len(positions)} words span {report['rank']} directions")
+            if min(report["retained"]) < LITTLE:
+                notes.append(
+                    f"warning: only {min(report['retained']):.0%} of a visual row is left: say less in one sentence, "
+                    "or take strength=0.8 or max_rank"
+                )
+        line = f"orchestrate, strength {self.settled.factor:g}"
+        if done is not None:
+            energy = ", ".join(f"{each:.2f}" for each in report["retained"])
+            line += f": {' '.join(report['visual'])} without {' '.join(report['basis'])}; energy left {energy}"
+        report["says"] = "; ".join([line, *notes])
+
+
+def _weights(text: str) -> tuple[dict[str, float], list[str]]:
+    """Numbers by word from "red:0,guitar:0.5", and what cannot be read."""
+    found: dict[str, float] = {}
+    unread = []
+    for pair in filter(None, (each.strip() for each in text.split(","))):
+        word, colon, number = pair.rpartition(":")
+        try:
+            found[word.strip()] = float(number)
+        except ValueError:
+            colon = ""
+        if not colon or not word.strip():
+            unread.append(pair)
+    return found, unread
