@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..bases import Base
+from ..bases.registry import find
 from ..concept import Concept
 from ..errors import ArtefactError, ConfigurationError, nearest
 from ..files import directory, listed, load_tensors, save_tensors, write_text
@@ -191,6 +192,15 @@ def _legacy(key: str) -> str:
     return key.replace("text_encoder.", "text_encoder.text_model.", 1) if flat else key
 
 
+def _source(concept: Concept) -> str:
+    """Where plain diffusers finds the base, as an expression: names of ours mean nothing to it."""
+    name = concept.manifest["base"]["name"]
+    facts = find(name)
+    if facts is not None and facts.folder:
+        return f"files('thisness').joinpath({facts.folder!r})"
+    return repr(facts.hub if facts is not None and name == facts.name else name)
+
+
 def usage(concept: Concept, files: Files) -> str:
     """How to load the files in plain diffusers, as text to read and to copy."""
     further = {token for word in words_of(concept.tokens) for token in word[1:]}  # diffusers expands the first to all
@@ -198,9 +208,10 @@ def usage(concept: Concept, files: Files) -> str:
     lines = [
         f"{concept.name} ({concept.noun}), learned by {concept.method} on {concept.manifest['base']['name']}",
         "",
+        *(["from importlib.resources import files"] if _source(concept).startswith("files(") else []),
         *(["from safetensors.torch import load_file"] if UNET_KV in files else []),
         "from diffusers import StableDiffusionPipeline",
-        f"pipe = StableDiffusionPipeline.from_pretrained({concept.manifest['base']['name']!r})",
+        f"pipe = StableDiffusionPipeline.from_pretrained({_source(concept)})",
     ]
     for file, (tensors, _) in files.items():
         if file.startswith("learned_embeds"):
