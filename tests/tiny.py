@@ -12,12 +12,19 @@ from functools import cache
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -62,22 +69,25 @@ def tokenizer(pad: str | None = None, length: int = TEXT_LENGTH, size: int = 0) 
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, **more)
 
 
+def text_config(tokens: CLIPTokenizer, width: int = 16, **config: Any) -> CLIPTextConfig:
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokens),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": tokens.model_max_length,
+        "projection_dim": width,
+        "bos_token_id": tokens.bos_token_id,
+        "eos_token_id": tokens.eos_token_id,
+        "pad_token_id": tokens.pad_token_id,
+    }
+    return CLIPTextConfig(**settings | config)
+
+
 def text_encoder(tokens: CLIPTokenizer, width: int = 16, seed: int = 0) -> CLIPTextModel:
     torch.manual_seed(seed)
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokens),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokens.model_max_length,
-            projection_dim=width,
-            bos_token_id=tokens.bos_token_id,
-            eos_token_id=tokens.eos_token_id,
-            pad_token_id=tokens.pad_token_id,
-        )
-    ).eval()
+    return CLIPTextModel(text_config(tokens, width)).eval()
 
 
 def vae(channels: int = 4, seed: int = 0) -> AutoencoderKL:
@@ -168,6 +178,52 @@ def pipeline(kind: str = "epsilon", *, pad: str | None = None, **unet_config: An
 def base(kind: str = "epsilon", **config: Any) -> Base:
     """The same as a base."""
     return Base.from_pipeline(pipeline(kind, **config), name="tiny")
+
+
+XL_WIDTHS = (16, 24)  # of SDXL's two text encoders
+
+
+def pipeline_xl(
+    kind: str = "epsilon", *, zeros: bool = True, eos: int | None = None, **unet_config: Any
+) -> StableDiffusionXLPipeline:
+    """A stock pipeline of SDXL: 16x16 pixels, two text encoders of 3 layers, padded differently; two transformer blocks
+    deep in the second down block, the middle and the first up block, which alone attend.
+
+    zeros: force_zeros_for_empty_prompt. eos: what the second encoder's config says of its end mark; published: 2.
+    """
+    one, two = tokenizer(), tokenizer("!")
+    torch.manual_seed(0)
+    first = CLIPTextModel(text_config(one, XL_WIDTHS[0], num_hidden_layers=3)).eval()
+    ends = two.eos_token_id if eos is None else eos
+    wide = text_config(two, XL_WIDTHS[1], num_hidden_layers=3, projection_dim=20, eos_token_id=ends)
+    second = CLIPTextModelWithProjection(wide).eval()
+    settings: dict[str, Any] = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 20 + 6 * 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+    }
+    pipe = StableDiffusionXLPipeline(
+        tokenizer=one,
+        tokenizer_2=two,
+        text_encoder=first,
+        text_encoder_2=second,
+        unet=unet(sum(XL_WIDTHS), **settings | unet_config),
+        vae=vae(),
+        scheduler=scheduler(kind),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def base_xl(kind: str = "epsilon", **config: Any) -> Base:
+    """The same as a base."""
+    return Base.from_pipeline(pipeline_xl(kind, **config), name="tiny-xl")
 
 
 def toy(noun: str = "dog", name: str = "rex") -> Subject:

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import tiny
-from thisness.bases import Base, known, load_base
+from thisness.bases import FAMILIES, Base, known, load_base
 from thisness.bases.loading import hub_patterns
 from thisness.bases.registry import find
 from thisness.bases.stable_diffusion import StableDiffusion
@@ -207,7 +207,7 @@ def test_a_folder_that_is_no_pipeline(tmp_path, folder):
     index = json.loads((folder / "model_index.json").read_text())
     for change, words in (
         ({"_class_name": ["pipeline", "Mine"]}, ["code of its own"]),
-        ({"_class_name": "StableDiffusionXLPipeline"}, ["StableDiffusionXLPipeline is not supported"]),
+        ({"_class_name": "StableDiffusion3Pipeline"}, ["StableDiffusion3Pipeline is not supported"]),
         ({"unet": ["unet.my_unet", "UNet2DConditionModel2"]}, ["its unet is 'UNet2DConditionModel2'"]),
         ({"unet": ["diffusers", "PriorTransformer"]}, ["its unet is 'PriorTransformer'"]),
         ({"scheduler": ["diffusers", "StableDiffusionPipeline"]}, ["its scheduler is 'StableDiffusionPipeline'"]),
@@ -289,9 +289,9 @@ def test_no_name_is_used_twice():
 
 def test_every_entry_is_complete():
     for facts in known().values():
-        assert facts.family == "sd" and facts.licence and facts.schedule
+        assert facts.family in FAMILIES and facts.licence and facts.schedule
         assert bool(facts.hub) != bool(facts.folder)
-        assert facts.resolution in (128, 512, 768) and facts.prediction_type in ("epsilon", "v_prediction")
+        assert facts.resolution in (128, 512, 768, 1024) and facts.prediction_type in ("epsilon", "v_prediction")
     assert {"playroom-sd", "sd1.4", "sd1.5", "sd2.0", "sd2.1", "sd2.1-base"} <= known().keys()
 
 

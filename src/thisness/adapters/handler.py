@@ -9,11 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..bases import Base
+from ..bases import FAMILIES, Base
 from ..bases.registry import find
 from ..concept import Concept
 from ..errors import ArtefactError, ConfigurationError, nearest
 from ..files import directory, listed, load_tensors, save_tensors, write_text
+from .kohya import WORDS as KOHYA_WORDS
 from .kohya import kohya_lora, kohya_words
 from .lora import attached_lora
 from .replaced import replaced_weights
@@ -108,13 +109,11 @@ def to_diffusers(concept: Concept) -> Files:
     """
     files: Files = {}
     if EMBEDDINGS in concept.tensors:
-        rows = concept.tensors[EMBEDDINGS]
-        if set(rows) != {"text_encoder"}:
-            raise ConfigurationError(f"{concept!r}: words for several text encoders cannot be exported yet")
         first = 0
         for tokens in words_of(concept.tokens):  # a file holds one word: diffusers' loader insists on it
-            learned = rows["text_encoder"][first : first + len(tokens)]
-            files[_embeds_file(concept, tokens)] = {tokens[0]: learned}, {}
+            learned = {name: rows[first : first + len(tokens)] for name, rows in concept.tensors[EMBEDDINGS].items()}
+            named = {tokens[0]: learned["text_encoder"]} if len(learned) == 1 else kohya_words(learned)
+            files[_embeds_file(concept, tokens)] = named, {}
             first += len(tokens)
     if LORA in concept.tensors:
         lora = {_legacy(key): tensor for key, tensor in concept.tensors[LORA].items()}
@@ -205,18 +204,27 @@ def usage(concept: Concept, files: Files) -> str:
     """How to load the files in plain diffusers, as text to read and to copy."""
     further = {token for word in words_of(concept.tokens) for token in word[1:]}  # diffusers expands the first to all
     word = " ".join(piece for piece in concept.word.text.split() if piece not in further)
+    pipeline = FAMILIES[concept.manifest["base"]["family"]].pipeline_class
+    two_encoders = len(concept.tensors.get(EMBEDDINGS, {})) > 1
     lines = [
         f"{concept.name} ({concept.noun}), learned by {concept.method} on {concept.manifest['base']['name']}",
         "",
         *(["from importlib.resources import files"] if _source(concept).startswith("files(") else []),
-        *(["from safetensors.torch import load_file"] if UNET_KV in files else []),
-        "from diffusers import StableDiffusionPipeline",
-        f"pipe = StableDiffusionPipeline.from_pretrained({_source(concept)})",
+        *(["from safetensors.torch import load_file"] if UNET_KV in files or two_encoders else []),
+        f"from diffusers import {pipeline}",
+        f"pipe = {pipeline}.from_pretrained({_source(concept)})",
     ]
-    for file, (tensors, _) in files.items():
-        if file.startswith("learned_embeds"):
-            (token,) = tensors
+    for tokens in words_of(concept.tokens) if EMBEDDINGS in concept.tensors else ():
+        file, token = _embeds_file(concept, tokens), tokens[0]
+        if not two_encoders:
             lines.append(f'pipe.load_textual_inversion(".", weight_name="{file}", token="{token}")')
+            continue
+        lines.append(f'words = load_file("{file}")')
+        for key, end in zip(KOHYA_WORDS, ("", "_2"), strict=True):
+            parts = f"text_encoder=pipe.text_encoder{end}, tokenizer=pipe.tokenizer{end}"
+            lines.append(f'pipe.load_textual_inversion(words["{key}"], token="{token}", {parts})')
+    if two_encoders:  # published configs say 2, for which transformers takes the learned word for the end mark
+        lines.append("pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id")
     if "pytorch_lora_weights.safetensors" in files:
         lines.append('pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")')
     if UNET_KV in files:

@@ -1,7 +1,8 @@
 """What others trained, as a concept: learned words and low-rank weights in the formats that are about.
 
-Words: diffusers ("<token>": rows), AUTOMATIC1111 ("emb_params": rows). Low-rank weights: diffusers and PEFT
-(lora_A, lora_B), older diffusers (lora.down, lora.up; processors), kohya-ss (lora_unet_..., with alpha).
+Words: diffusers ("<token>": rows), AUTOMATIC1111 ("emb_params": rows), of SDXL's two encoders "clip_l" and "clip_g".
+Low-rank weights: diffusers and PEFT (lora_A, lora_B), older diffusers (lora.down,
+lora.up; processors), kohya-ss (lora_unet_..., with alpha).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..bases import Base
@@ -22,6 +24,7 @@ from ..files import listed, load_tensors, safe_name, sha256
 from ..prompt import clean_text, placeholder_tokens
 from ..subject import checked_noun
 from .handler import EMBEDDINGS, LORA, AdapterHandler, by_part
+from .kohya import WORDS as KOHYA_WORDS
 from .lora import A, B, attached_lora, pairs_of
 from .words import attached_words, text_parts
 
@@ -49,22 +52,24 @@ def import_words(path: Path, base: Base, noun: str, name: str | None, keep_noun:
     """As `Concept.from_textual_inversion`."""
     found = load_tensors(path)
     parts = list(text_parts(base))
-    if len(found) != 1 or len(parts) != 1:
-        raise ArtefactError(f"{path} holds {listed(found)}: expected one learned word for one text encoder")
-    (key, rows), (encoder,) = next(iter(found.items())), parts
-    rows = rows.unsqueeze(0) if rows.ndim == 1 else rows
-    width = int(base.modules[encoder].get_input_embeddings().embedding_dim)  # type: ignore[operator]
-    if rows.ndim != 2 or rows.shape[1] != width:
-        raise ArtefactError(
-            f"{path}: the rows of {key!r} are {tuple(rows.shape)}, {base.name} reads width {width}: "
-            "it was trained for another family of models"
-        )
-    name = name or safe_name(key if key != "emb_params" else path.stem, default="word")
+    keys = KOHYA_WORDS if len(parts) > 1 else tuple(found)
+    if len(found) != len(parts) or set(found) != set(keys):
+        expected = " and ".join(KOHYA_WORDS) if len(parts) > 1 else "one learned word for one text encoder"
+        raise ArtefactError(f"{path} holds {listed(found)}: expected {expected}")
+    rows = {part: torch.atleast_2d(found[key]).float().contiguous() for part, key in zip(parts, keys, strict=True)}
+    for (encoder, own), key in zip(rows.items(), keys, strict=True):
+        width = int(base.modules[encoder].get_input_embeddings().embedding_dim)  # type: ignore[operator]
+        if own.ndim != 2 or own.shape[1] != width:
+            raise ArtefactError(
+                f"{path}: the rows of {key!r} are {tuple(own.shape)}, {base.name} reads width {width}: "
+                "it was trained for another family of models"
+            )
+    name = name or safe_name(path.stem if keys[0] in ("emb_params", *KOHYA_WORDS) else keys[0], default="word")
     source = _Source(name, checked_noun(noun), sha256(path))
-    tokens = placeholder_tokens(name, len(rows))
+    tokens = placeholder_tokens(name, len(rows[parts[0]]))
     word = " ".join(tokens) + (f" {source.noun}" if keep_noun else "")
-    tensors = {EMBEDDINGS: {encoder: rows.float().contiguous()}}
-    settings = {"imported": path.name, "key": key}
+    tensors = {EMBEDDINGS: rows}
+    settings = {"imported": path.name, "key": ", ".join(keys)}
     concept = Concept.create(
         WORDS_METHOD, source, base, word=word, tokens=tokens, tensors=tensors, settings=settings  # type: ignore[arg-type]
     )  # fmt: skip

@@ -61,13 +61,22 @@ class Base(ABC):
         resolution: side in pixels that it was trained at.
         prediction_type: what the denoiser predicts: "epsilon" or "v_prediction".
         steps, guidance: what pictures are made with unless told otherwise.
+        settings: the pipeline's own, as in model_index.json.
+        zero_negative: an empty negative prompt is zeros instead of the encoded empty sentence.
     """
 
     family: ClassVar[str]
     pipeline_class: ClassVar[str]
     part_list: ClassVar[tuple[Part, ...]]
+    zero_negative: bool = False
 
-    def __init__(self, parts: Mapping[str, Any], name: str, facts: Facts | None = None) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        name: str,
+        facts: Facts | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Put a model together. Its parts are put into evaluation mode; they are shared, not copied.
 
         Raises:
@@ -77,6 +86,7 @@ class Base(ABC):
         raise_all([f"{part} is missing" for part in missing], lead=name)
         self.parts = {part.name: parts[part.name] for part in self.part_list}
         self.name = name
+        self.settings = dict(settings or {})
         self.facts = facts or Facts(name=name, family=self.family)
         raise_all([*self._token_problems(), *self.problems()], lead=name)
         for module in self.modules.values():
@@ -239,7 +249,7 @@ class Base(ABC):
         """
         from .loading import family_of
 
-        return family_of(type(pipe).__name__)(pipe.components, name, facts)
+        return family_of(type(pipe).__name__)(pipe.components, name, facts, pipe.config)
 
     def _of_kind(self, kind: str) -> dict[str, Any]:
         return {part.name: self.parts[part.name] for part in self.part_list if part.kind == kind}

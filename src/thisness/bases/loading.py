@@ -13,8 +13,9 @@ from .base import Base, Part
 from .locate import locate
 from .quiet import quiet
 from .stable_diffusion import StableDiffusion
+from .stable_diffusion_xl import StableDiffusionXL
 
-FAMILIES: dict[str, type[Base]] = {StableDiffusion.family: StableDiffusion}
+FAMILIES: dict[str, type[Base]] = {family.family: family for family in (StableDiffusion, StableDiffusionXL)}
 
 
 def family_of(pipeline_class: str) -> type[Base]:
@@ -57,7 +58,7 @@ def load_base(name: str | Path, *, device: str | torch.device = "cpu", dtype: to
     loaded = torch.float32 if wanted == torch.float16 else wanted
     with quiet():
         parts = {part.name: _load_part(folder, part, index, loaded) for part in family.part_list}
-    return family(parts, called, facts).to(device, wanted)
+    return family(parts, called, facts, index).to(device, wanted)
 
 
 def hub_patterns(family: type[Base]) -> list[str]:

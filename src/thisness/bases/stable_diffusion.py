@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class StableDiffusion(Base):
 
     family = "sd"
     pipeline_class = "StableDiffusionPipeline"
-    part_list = (
+    part_list: ClassVar[tuple[Part, ...]] = (
         Part("tokenizer", "tokenizer", "transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
         Part("text_encoder", "model", "transformers", ("CLIPTextModel",)),
         Part("unet", "model", "diffusers", ("UNet2DConditionModel",)),
@@ -53,12 +53,12 @@ class StableDiffusion(Base):
         return (side if isinstance(side, int) else side[0]) * self.pixels_per_latent
 
     def problems(self) -> list[str]:
-        unet, text = self.unet.config, self.text_encoder.config
+        unet = self.unet.config
+        configs: list[Any] = [encoder.config for encoder in self.text_encoders]
+        width = sum(config.hidden_size for config in configs)
         found = []
-        if unet.cross_attention_dim != text.hidden_size:
-            found.append(
-                f"the UNet reads text of width {unet.cross_attention_dim}, the encoder's is {text.hidden_size}"
-            )
+        if unet.cross_attention_dim != width:
+            found.append(f"the UNet reads text of width {unet.cross_attention_dim}, the encoder's is {width}")
         if unet.in_channels != self.vae.config.latent_channels:
             found.append(
                 f"the UNet takes {unet.in_channels} channels, the VAE has {self.vae.config.latent_channels}"
@@ -66,11 +66,12 @@ class StableDiffusion(Base):
             )
         if unet.time_cond_proj_dim is not None or unet.encoder_hid_dim_type is not None:
             found.append("distilled models and built-in image adapters are not supported")
-        if self.tokenizer.model_max_length > text.max_position_embeddings:
-            found.append(
-                f"the tokenizer gives up to {self.tokenizer.model_max_length} tokens, "
-                f"the text encoder has {text.max_position_embeddings} positions"
-            )
+        for tokenizer, config in zip(self.tokenizers, configs, strict=True):
+            if tokenizer.model_max_length > config.max_position_embeddings:
+                found.append(
+                    f"the tokenizer gives up to {tokenizer.model_max_length} tokens, "
+                    f"the text encoder has {config.max_position_embeddings} positions"
+                )
         if self.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             found.append(f"prediction type {self.scheduler.config.prediction_type!r} is not supported")
         return found
@@ -107,12 +108,12 @@ class StableDiffusion(Base):
         return ((latents - noise * prediction) / signal.clamp(min=1e-4)).to(latents.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        return self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
 
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         posterior = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents * self.vae.config.scaling_factor
+        return (latents * self.vae.config.scaling_factor).to(self.dtype)
 
     def to_pipeline(self) -> Any:
         with quiet():

@@ -1,7 +1,7 @@
 """What the denoiser reads, and how sentences become it."""
 
 from .conditioning import ADJUSTMENTS, Adjustment, Conditioning
-from .encoding import encode
+from .encoding import encode, encode_negative
 from .sentence import Adjusted, Bound, Sentence, SentenceAdjustment, SentenceAttachment, encode_adjusted
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "SentenceAttachment",
     "encode",
     "encode_adjusted",
+    "encode_negative",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -43,3 +44,17 @@ def encode(base: Base, prompts: str | FilledPrompt | Sequence[str | FilledPrompt
     rows = [place[prompt.text] for prompt in filled]
     ordered = distinct if rows == list(range(len(distinct))) else distinct.rows(rows)
     return Conditioning(ordered.embeds, ordered.pooled, ordered.mask, tuple(by_tokenizer[0]))
+
+
+def encode_negative(base: Base, text: str = "") -> Conditioning:
+    """What the denoiser reads in the branch without the sentence: `encode`, but zeros where the base wants them.
+
+    Args:
+        base: with `zero_negative`, as SDXL, it reads zeros for an empty negative prompt.
+        text: the negative prompt.
+    """
+    encoded = encode(base, text)
+    if not base.zero_negative or clean_text(text, "the negative prompt"):
+        return encoded
+    pooled = None if encoded.pooled is None else torch.zeros_like(encoded.pooled)
+    return replace(encoded, embeds=torch.zeros_like(encoded.embeds), pooled=pooled)

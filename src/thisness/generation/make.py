@@ -20,8 +20,8 @@ from ..conditioning import (
     Sentence,
     SentenceAdjustment,
     SentenceAttachment,
-    encode,
     encode_adjusted,
+    encode_negative,
 )
 from ..errors import ConfigurationError, raise_all
 from ..keeping import Keep, kept
@@ -104,7 +104,7 @@ def generate(
     with ExitStack() as stack:
         for each in {id(each): each for each in concepts.values()}.values():
             stack.enter_context(each.attach(base))
-        unwanted = encode(base, negative) if (options.guidance or 0) > 1 else None
+        unwanted = encode_negative(base, negative) if (options.guidance or 0) > 1 else None
 
         def preview(conditioning: Conditioning, seeds: Sequence[int], steps: int) -> list[Image]:
             few = replace(options, steps=min(steps, options.steps or steps))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attention import Intervention, attached, rows_of
 from ..bases import Base
-from ..conditioning import Conditioning, encode
+from ..conditioning import Conditioning, encode_negative
 from ..errors import ConfigurationError, ThisnessError
 from .companion import Companions, Run
 from .guidance import guided, rescaled
@@ -95,7 +95,7 @@ def sample(
     count, scale = len(draws), float(options.guidance or 0.0)
     branches = {"cond": conditioning}
     if scale > 1:
-        branches = {"uncond": negative if negative is not None else encode(base, ""), "cond": conditioning}
+        branches = {"uncond": negative if negative is not None else encode_negative(base), "cond": conditioning}
     read = Conditioning.cat([branch.expand(count) for branch in branches.values()])  # (branches * samples) rows
 
     scheduler = make_scheduler(base, options.scheduler)

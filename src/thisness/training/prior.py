@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..bases import Base
-from ..conditioning import encode
+from ..conditioning import encode, encode_negative
 from ..errors import ArtefactError
 from ..files import cache_root, directory, load_tensors, save_tensors, verify_directory, write_json
 from ..sampling import SamplingOptions, sample
@@ -57,7 +57,7 @@ def class_latents(
     kept = _kept(folder)
     if len(kept) >= count:
         return kept[:count]
-    conditioning, negative = encode(base, sentence), encode(base, "")
+    conditioning, negative = encode(base, sentence), encode_negative(base)
     made = [kept] if len(kept) else []
     bar = Progress("class pictures", len(kept), count, progress)
     bar.say(f"making {count - len(kept)} of {sentence!r}, once for all subjects of this class")
