@@ -45,6 +45,17 @@ def test_a_second_call_does_nothing_and_fresh_learns_anew(base_folder, photos, t
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "rex").iterdir()} != files
 
 
+def test_that_another_concept_is_replaced_is_said_before(base_folder, photos, tmp_path, capsys):
+    words = call(base_folder, photos, tmp_path / "rex", "--steps", "1")
+    assert cli.run(words) == 0
+    assert cli.run(words) == 0
+    assert "note:" not in capsys.readouterr().err
+    assert cli.run([*words, "--lr", "0.5"]) == 0
+    note = f"note: {tmp_path / 'rex'} holds rex by textual-inversion, learned otherwise: it is replaced"
+    assert note in capsys.readouterr().err
+    assert Concept.load(tmp_path / "rex").settings["lr"] == 0.5
+
+
 def test_the_folder_has_the_concepts_name_by_default(base_folder, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["learn", "textual-inversion", str(photos), "--noun", "dog", "--base", str(base_folder), "--steps", "1"]
@@ -57,6 +68,8 @@ def test_the_folder_has_the_concepts_name_by_default(base_folder, photos, tmp_pa
     [
         (["--set", "stepz=3"], "did you mean 'steps'?"),
         (["--set", "steps"], "is not of the form key=value"),
+        (["--steps", "5", "--set", "steps=6"], "--steps 5 and --set steps=6: say it once"),
+        (["--set", "weight_decay=-1"], "weight_decay must not be negative"),
         (["--set", "schedule=wavy", "--set", "flip=3"], "2 problems"),
         (["--preset", "huge"], "small"),
         (["--lr", "-1"], "lr"),
@@ -139,6 +152,14 @@ def test_a_noun_of_several_tokens_is_told(base_folder, photos, tmp_path, capsys)
     assert "the noun 'red hat' is 2 tokens; the learned word starts from the last one, 'hat'" in notes_of(capsys)[0]
     assert cli.run([*words, "--fresh", "--set", "start=dog"]) == 0
     assert notes_of(capsys) == []
+
+
+def test_an_article_before_the_noun_is_told(base_folder, photos, tmp_path, capsys):
+    words = call(base_folder, photos, tmp_path / "x", "--steps", "1")
+    words[words.index("dog")] = "A dog"
+    assert cli.run(words) == 0
+    (note,) = notes_of(capsys)
+    assert "the noun 'A dog' begins with 'A'" in note and "(--noun 'dog')" in note
 
 
 def test_no_pictures_and_names_that_would_be_one_word(refused, base_folder, photos, tmp_path):

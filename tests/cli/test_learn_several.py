@@ -50,6 +50,12 @@ def test_nouns_typed_are_for_all_or_for_each(call, toys, tmp_path):
     assert [Concept.load(tmp_path / "out" / name).noun for name in ("rex", "spot")] == ["cat", "dog"]
 
 
+def test_notes_name_the_subject(call, toys, capsys):
+    assert cli.run(call("textual-inversion", toys / "rex", toys / "mimi", "--steps", 1)) == 0
+    said = capsys.readouterr().err
+    assert all(f"note: {name}: 1 picture" in said for name in ("rex", "mimi"))
+
+
 def test_joint_concepts_are_attached_by_generate(call, toys, base_folder, tmp_path, capsys):
     more = ("--joint", "--steps", 1, "--set", "prior_pictures=0")
     assert cli.run(call("custom-diffusion", toys / "rex", toys / "mimi", *more)) == 0

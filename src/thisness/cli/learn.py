@@ -11,7 +11,7 @@ import typer
 from thisness.cli.generate import BaseOption, DeviceOption, DtypeOption
 from thisness.cli.learn_several import learn_several, nouns_for
 from thisness.cli.options import fields, parse_pairs, program
-from thisness.errors import UserError
+from thisness.errors import UserError, raise_all
 from thisness.recipe import described
 
 
@@ -85,7 +85,12 @@ def learn(
     given = parse_pairs(set_ or [])
     common: dict[str, object] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "tracker": tracker}
     common |= {"preview_every": preview_every, "keep_meaning": keep_meaning}
-    given |= {key: value for key, value in common.items() if value is not None}
+    typed = {key: value for key, value in common.items() if value is not None}
+    raise_all(
+        [f"--{key.replace('_', '-')} {typed[key]} and --set {key}={given[key]}: say it once" for key in given
+         if key in typed], UserError
+    )  # fmt: skip
+    given |= typed
     if track_collapse:
         given.setdefault("track_collapse", -1)
     if joint or len(pictures) > 1:
@@ -105,12 +110,14 @@ def learn(
     from thisness.cli.loading import open_base
     from thisness.methods import learn as run
     from thisness.methods import method_named
-    from thisness.methods.notes import notes
+    from thisness.methods.notes import notes, replaced
     from thisness.methods.registry import settings_for
 
     chosen = method_named(method)
     loaded = open_base(base, device, dtype)
-    for note in notes(method, subject, loaded, settings_for(chosen, loaded, given, preset)):
+    full = settings_for(chosen, loaded, given, preset)
+    found = notes(method, subject, loaded, full)
+    for note in found if fresh else found + replaced(folder, chosen, subject, loaded, full):
         typer.echo(f"note: {note}", err=True)
     concept = run(method, subject, loaded, folder=folder, resume=not fresh, progress=True, preset=preset, **given)
     typer.echo(f"{concept.name}, a {concept.noun}, learned by {method}: {folder}")

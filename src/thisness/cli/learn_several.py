@@ -91,10 +91,17 @@ def learn_several(
     from thisness.cli.loading import open_base
     from thisness.methods import method_named
     from thisness.methods.custom_diffusion import learn_joint
-    from thisness.methods.packed import learn_packed
+    from thisness.methods.notes import notes
+    from thisness.methods.packed import PACKED, learn_packed
+    from thisness.methods.registry import settings_for
 
-    method_named(method)
+    chosen = method_named(method)
     loaded = open_base(base, device, dtype)
+    settings = settings_for(chosen, loaded, given, preset)
+    refused = len(set(names)) < max(len(names), 2) or not (joint or method in PACKED) or settings.track_collapse
+    for subject in () if refused else subjects:
+        for note in notes(method, subject, loaded, settings):
+            typer.echo(f"note: {subject.name}: {note}", err=True)
     common: dict[str, Any] = {"folder": place, "resume": resume, "progress": True, "preset": preset, **given}
     made = learn_joint(subjects, loaded, **common) if joint else learn_packed(
         method, subjects, loaded, pack=pack, **common

@@ -58,6 +58,7 @@ class LoopConfig:
             "steps must be at least 1": self.steps >= 1,
             "lr must be above 0": math.isfinite(self.lr) and self.lr > 0,
             "optimizer must be adamw": self.optimizer == "adamw",
+            "weight_decay must not be negative": self.weight_decay >= 0,
             "warmup must not be negative": self.warmup >= 0,
             "schedule must be constant, cosine or linear-tail": self.schedule in ("constant", "cosine", "linear-tail"),
             "tail must be in (0, 1]": 0 < self.tail <= 1,
