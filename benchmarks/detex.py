@@ -88,13 +88,8 @@ def pictures(run: Run, path: Path, toys: int = 3) -> None:
         rows.append(line)
         for family in ("keep-pose", "keep-background", "alone"):
             chosen = [each for each in first.values() if each.family == family]
-            rows.append([Tile(Image.open(each.image).convert("RGB"), _said(run, each)) for each in chosen])
+            rows.append([Tile(Image.open(each.image).convert("RGB"), each.sentence) for each in chosen])
     save_png(sheet(rows, title="DETEX: what is kept, and what the sentence says", tile=144), path)
-
-
-def _said(run: Run, row: Scored) -> str:
-    keep = run.benchmark["cases"][row.case].get("keep", [])
-    return " + ".join([row.sentence, *keep])
 
 
 def page(root: Path, target: Path) -> None:

@@ -256,3 +256,11 @@ def test_wrong_requests(tmp_path, refused):
 def test_reports_do_not_load_torch():
     code = "import sys, thisness.evaluation.report, thisness.evaluation.statistics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_recipes_that_were_asked_less_are_named(tmp_path):
+    whole = two(tmp_path)
+    assert "asked the same" not in written(whole, tmp_path / "whole")[1]
+    whole.scored = tuple(row for row in whole.scored if row.recipe != "odd" or row.family == "pose")
+    text = written(whole, tmp_path / "part")[1]
+    assert "Not all recipes were asked the same: of 2 sentences odd 1." in text

@@ -111,7 +111,7 @@ def read_run(folder: str | Path) -> Run:
                 case=row["case"],
                 family=row["family"],
                 seed=row["seed"],
-                sentence=row["sentence"],
+                sentence=_shown(row),
                 values=values,
                 image=path if picture is not None else None,
                 failure=failure["reason"] if picture is None and failure is not None else "",
@@ -143,6 +143,12 @@ def read_run(folder: str | Path) -> Run:
         planned=sum(row["role"] == "picture" for row in rows),
         damaged=damaged,
     )
+
+
+def _shown(row: Entry) -> str:
+    """Its sentence, and what is kept of which reference: "a dog in the snow [pose:2]"."""
+    keep = row.get("keep") or ()
+    return " ".join([row["sentence"], *(f"[{each}]" for each in keep)])
 
 
 _PARTS = {

@@ -198,7 +198,7 @@ def gather(run: RunLike, x: str | None = None, y: str | None = None) -> Report:
         examples=tuple(_examples(name, found, {across: turn[across], up: turn[up]}) for name, found in grouped.items()),
         gallery=_gallery(grouped),
         failures=tuple(row for row in rows if row.failure),
-        notes=tuple(_run_notes(run) + _notes(summaries, subjects, across, up)),
+        notes=tuple(_run_notes(run) + _asked_notes(grouped) + _notes(summaries, subjects, across, up)),
         references=run.references,
     )
 
@@ -302,6 +302,19 @@ def _run_notes(run: RunLike) -> list[str]:
         notes.append(f"{run.damaged} lines of the results were damaged and are left out; the same command redoes them.")
     said = run.benchmark.get("notes") or ()
     return notes + [str(each) for each in (said if isinstance(said, list | tuple) else [said])]
+
+
+def _asked_notes(grouped: Mapping[str, Sequence[Scored]]) -> list[str]:
+    """Whether the recipes were asked the same."""
+    cases = {name: {row.case for row in rows} for name, rows in grouped.items()}
+    every = set().union(*cases.values())
+    fewer = [f"{name} {len(asked)}" for name, asked in cases.items() if asked != every]
+    if not fewer:
+        return []
+    return [
+        f"Not all recipes were asked the same: of {len(every)} sentences {', '.join(fewer)}. Means over all pictures, the "
+        "headline and who is best then compare different sentences; families and paired differences do not."
+    ]
 
 
 def _notes(recipes: Sequence[RecipeSummary], subjects: int, x: str, y: str) -> list[str]:
