@@ -312,8 +312,8 @@ def _asked_notes(grouped: Mapping[str, Sequence[Scored]]) -> list[str]:
     if not fewer:
         return []
     return [
-        f"Not all recipes were asked the same: of {len(every)} sentences {', '.join(fewer)}. Means over all pictures, the "
-        "headline and who is best then compare different sentences; families and paired differences do not."
+        f"Not all recipes were asked the same: of {len(every)} sentences {', '.join(fewer)}. Means over all pictures, "
+        "the headline and who is best then compare different sentences; families and paired differences do not."
     ]
 
 
