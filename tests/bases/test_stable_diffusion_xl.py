@@ -77,9 +77,10 @@ def test_pictures_are_those_of_the_stock_pipeline_in_other_sides_too(pipe):
         assert all(np.array_equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
-def test_generate_makes_the_same_picture_and_replay_makes_it_again(pipe, tmp_path):
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+def test_generate_makes_the_same_picture_and_replay_makes_it_again(pipe, scheduler, tmp_path):
     base = Base.from_pipeline(pipe)
-    options = SamplingOptions(steps=2, guidance=3.0)
+    options = SamplingOptions(steps=2, guidance=3.0, scheduler=scheduler)
     made = generate(base, "a photo of a {subject} on the beach", subject=tiny.toy(), seeds=(0, 1), options=options)
     expected = stock(pipe, base, options.resolved(base), 2, None, output="pil")
     assert all(np.array_equal(a, b) for a, b in zip(made.images, expected, strict=True))

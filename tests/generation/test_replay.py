@@ -144,3 +144,12 @@ def test_pictures_without_a_record(base, tmp_path):
         replay(tmp_path / "photo.png", base)
     with pytest.raises(ImageError, match="not there"):
         replay(tmp_path / "none.png", base)
+
+
+def test_schedulers_with_infinite_settings_are_recorded_and_replayed(tmp_path):
+    """DPM++ has lambda_min_clipped = -inf, for which JSON has no number."""
+    base = tiny.base()
+    made = generate(base, "a dog", options=SamplingOptions(steps=2, guidance=2.0, scheduler="dpm++"))
+    png = next(path for path in made.save(tmp_path) if path.suffix == ".png")
+    again = replay(png, base)
+    assert np.array_equal(again.images[0], made.images[0]) and not again.differences

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -162,9 +163,11 @@ def _batch_problems(batches: list[Any], images: list[Any], seeds: list[Any]) -> 
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The public settings of a scheduler as JSON data."""
+    """The public settings of a scheduler as JSON data; what JSON has no word for, -inf among it, as text."""
     return {
-        key: value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+        key: value
+        if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+        else str(value)
         for key, value in config.items()
         if not key.startswith("_") and key != "class"
     }
