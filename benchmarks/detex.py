@@ -59,7 +59,7 @@ def run(out: Path, size: str, recipes: str, subjects: str, seeds: str, workers: 
     from thisness.cli import run as thisness
 
     words = ["bench", "run", "playroom", "--size", size, "--recipes", recipes, "--judge", JUDGE, "--out", str(out)]
-    words += ["--metrics", "dino-i,clip-t", "--workers", str(workers)]
+    words += ["--workers", str(workers)]
     words += ["--subjects", subjects] if subjects else []
     return thisness([*words, "--seeds", seeds] if seeds else words)
 

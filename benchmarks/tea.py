@@ -108,8 +108,7 @@ def main(words: list[str] | None = None) -> int:
         asked = ";".join(f"{label}={recipe}" for label, recipe in recipes(given.methods.split(",")).items())
         typed = ["bench", "run", "playroom", "--size", "full", "--families", "two-part", "--recipes", asked]
         typed += ["--subjects", given.subjects, "--seeds", given.seeds, "--workers", str(given.workers)]
-        metrics = ",".join(metric for _, metric in METRICS if not metric.startswith("oracle"))
-        code = run([*typed, "--metrics", metrics, "--judge", "oracle:columns=follow", "--out", str(given.run)])
+        code = run([*typed, "--judge", "oracle:columns=follow", "--out", str(given.run)])
     if code in (0, 1):
         write_text(given.page, page(read_run(given.run)))
         print(given.page)
