@@ -88,7 +88,7 @@ def pictures(run: Run, path: Path, toys: int = 3) -> None:
         rows.append(line)
         for family in ("keep-pose", "keep-background", "alone"):
             chosen = [each for each in first.values() if each.family == family]
-            rows.append([Tile(Image.open(each.image).convert("RGB"), each.sentence) for each in chosen])
+            rows.append([Tile(Image.open(each.image).convert("RGB"), each.sentence) for each in chosen if each.image])
     save_png(sheet(rows, title="DETEX: what is kept, and what the sentence says", tile=144), path)
 
 

@@ -251,7 +251,7 @@ def our_steps(base: Base, method: str, subject: Subject, given: Any) -> float:
         more |= {"rank": given.rank}
     if method == "detex":  # as the plain loop: every picture with its background, words that the base can read
         more |= {"gamma": 0.0, "pose_words": "{word}", "background_words": "in the {word}", "captions": "plain"}
-        more |= {"pose_start": "sitting", "background_start": "beach"}
+        more |= {"pose_start": "sitting", "background_start": "beach", "image_encoder": "playroom-clip"}
     with tempfile.TemporaryDirectory() as folder:
         learn(
             method, subject, base, folder=Path(folder) / "concept", progress=False, preset="default",

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def main(words: list[str]) -> int:
     for rows in map(int, given.rows.split(",")):
         fixed = {"batch_size": rows, "prior_pictures": 8, "prior_batch": rows, "prior_steps": 4}
         method = method_named(given.method)
-        fixed = {key: value for key, value in fixed.items() if key in method.Settings.__dataclass_fields__}
+        fixed = {key: value for key, value in fixed.items() if key in {each.name for each in fields(method.Settings)}}
         settings = settings_for(method, base, fixed)
         ratios, clocks, apart_rate, packed_rate = [], [], [], []
         for _ in range(given.repeats):
