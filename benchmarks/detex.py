@@ -104,7 +104,7 @@ def page(root: Path, target: Path) -> None:
         "# DETEX on the Playroom", "",
         INTRODUCTION, "",
         f"## DETEX and Custom Diffusion: {len(main.references)} toys, {len(main.benchmark['seeds'])} seeds", "",
-        f"Toys: {', '.join(main.references)}. The command without options takes 12 toys, 3 seeds and the ablations.", "",
+        f"Toys: {', '.join(main.references)}. Without options the command takes 12 toys, 3 seeds, all ablations.", "",
         *table(list(rows.items())), "",
     ]  # fmt: skip
     if len(rows) > 1:
