@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAIN = "detex,custom-diffusion"
 ABLATIONS = {
     "detex": "whole (preset small)",
-    "paper-words=detex:centred=false,drop_words=0": "words neither centred nor left out (as the paper)",
+    "paper-words=detex:centred=false,drop_pose=0": "words neither centred nor left out (as the paper)",
     "free=detex:mappers=free": "no mappers: free words",
     "no-attention-loss=detex:attention_weight=0": "no attention loss",
     "gamma-0=detex:gamma=0": "gamma 0: backgrounds stay",

@@ -94,8 +94,8 @@ class DetexSettings(MeaningSettings, PriorSettings, TuningSettings):
     pose_words: str = setting("with {word} {attribute}", "how a picture's pose is said")
     background_words: str = setting("in {word} background", "how its background is said")
     filtered_words: str = setting("", "what is said of a removed background; nothing by default, as in the paper")
-    drop_words: float = setting(
-        0.0, "probability that a picture's pose or background goes unsaid, so that the subject's word learns alone, too"
+    drop_pose: float = setting(
+        0.0, "probability that a picture's pose goes unsaid, so that the subject's word learns alone, too"
     )
     pose_start: str = setting("", "words whose mean row poses start near; the attribute's by default")
     background_start: str = setting("background", "words whose mean row backgrounds start near")
@@ -119,8 +119,8 @@ class DetexSettings(MeaningSettings, PriorSettings, TuningSettings):
         ]
         if not 0 <= self.gamma <= 1:
             wrong.append(f"gamma {self.gamma} must be in 0 ... 1")
-        if not 0 <= self.drop_words < 1:
-            wrong.append(f"drop_words {self.drop_words} must be in 0 ... 1, below 1")
+        if not 0 <= self.drop_pose < 1:
+            wrong.append(f"drop_pose {self.drop_pose} must be in 0 ... 1, below 1")
         if self.attention_weight < 0:
             wrong.append(f"attention_weight {self.attention_weight} must be at least 0")
         if self.flip or self.crops:
@@ -228,20 +228,19 @@ class Sentences:
         pose = [f" {words}" for words in self.keeps.get("pose", [])] or nothing
         place = [f" {words}" for words in self.keeps.get("background", [])] or nothing
         blank = [f" {settings.filtered_words}" if settings.filtered_words else ""] * count
-        dropping = (False, True) if settings.drop_words else (False,)
+        dropping = (False, True) if settings.drop_pose else (False,)
         self.texts = {
-            (bare, no_pose, no_place): [
+            (bare, no_pose): [
                 [text + p + b for p, b in zip(nothing if no_pose else pose, behind, strict=True)] for text in opening
             ]
             for bare in (False, True)
             for no_pose in dropping
-            for no_place in dropping
-            for behind in [blank if bare else nothing if no_place else place]
+            for behind in [blank if bare else place]
         }
 
-    def of(self, bare: bool, no_pose: bool = False, no_place: bool = False) -> list[list[str]]:
-        """By opening and picture. bare: without its background; no_pose, no_place: without the words for it."""
-        return self.texts[bare, no_pose, no_place]
+    def of(self, bare: bool, no_pose: bool = False) -> list[list[str]]:
+        """By opening and picture. bare: without its background; no_pose: without the words for its pose."""
+        return self.texts[bare, no_pose]
 
     def all(self) -> list[str]:
         """Each once."""
@@ -311,12 +310,12 @@ class DetexTask(TuningTask):
     def captions(self, rows: Tensor, rng: torch.Generator) -> list[str]:
         said = self.sentences_of
         openings = torch.randint(0, len(said.of(False)), (len(rows),), generator=rng).tolist()
-        dropped = torch.zeros(len(rows), 2, dtype=torch.bool)
-        if self.options.drop_words:
-            dropped = torch.rand(len(rows), 2, generator=rng) < self.options.drop_words
+        dropped = torch.zeros(len(rows), dtype=torch.bool)
+        if self.options.drop_pose:
+            dropped = torch.rand(len(rows), generator=rng) < self.options.drop_pose
         return [
-            said.of(row >= self.count, *without)[opening][row % self.count]
-            for opening, row, without in zip(openings, rows.tolist(), dropped.tolist(), strict=True)
+            said.of(row >= self.count, no_pose)[opening][row % self.count]
+            for opening, row, no_pose in zip(openings, rows.tolist(), dropped.tolist(), strict=True)
         ]
 
     def weights(self, rows: Tensor) -> Tensor | None:
@@ -357,7 +356,7 @@ class Detex(TuningMethod):
         "small": {
             "steps": 400, "lr": 2e-3, "word_lr": 0.01, "mapper_lr": 2e-3, "batch_size": 4, "prior_batch": 4,
             "prior_pictures": 32, "captions": "plain", "start": "", "schedule": "cosine", "clip": 1.0,
-            "centred": True, "drop_words": 0.2,
+            "centred": True, "drop_pose": 0.2,
             "pose_words": "{word}", "background_words": "in the {word}",
             "pose_start": "standing sitting sleeping jumping running waving",
             "background_start": "beach forest snow city grass night kitchen desert mountains room",
