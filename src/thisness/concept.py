@@ -48,11 +48,26 @@ _KEYS = (
 _OPTIONAL = ("keeps",)
 
 
+@dataclass(frozen=True, eq=False)
+class Attached:
+    """What a concept brings to a run beside the words and weights that it has put on the base.
+
+    Args:
+        interventions: of the denoiser; they act before those that are asked for.
+        tokens: what is read of a picture beside the text (`attention.ImageTokens`), for adjustments to change.
+        sample: a way of sampling in the place of `sampling.sample`, called with the same arguments.
+    """
+
+    interventions: tuple[Any, ...] = ()
+    tokens: Any = None
+    sample: Callable[..., Any] | None = None
+
+
 class ConceptHandler(Protocol):
     """What a method does with the concepts that it learned."""
 
-    def attach(self, concept: Concept, base: Base) -> AbstractContextManager[Any]:
-        """Put the concept on the base; on exit the base is bit for bit as before.
+    def attach(self, concept: Concept, base: Base) -> AbstractContextManager[Attached | None]:
+        """Put the concept on the base; on exit the base is bit for bit as before. Yields what else it brings, if any.
 
         Raises:
             ArtefactError: tensors that do not fit the base, or would have no effect: all of them listed.

@@ -28,9 +28,16 @@ def generate(
     ] = None,
     subject: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Pictures of the subject: shown at the left of the sheet."),
+        typer.Option(metavar="PATH", help="Pictures of the subject, for --method; shown at the left of the sheet."),
     ] = None,
     noun: Annotated[str, typer.Option(help="With --subject: what kind of thing it is.")] = "",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:KEY=VALUE",
+            help="Read --subject without learning: ip-adapter, elite, blip-diffusion, ezigen ...",
+        ),
+    ] = None,
     adjust: Annotated[
         list[str] | None, typer.Option(metavar="NAME:KEY=VALUE", help="Adjust the conditioning; repeatable.")
     ] = None,
@@ -79,6 +86,11 @@ def generate(
         raise UserError(f"--out {out}: is a file: name a folder")
     if subject is not None and not noun:
         raise UserError("--noun is missing: what kind of thing --subject shows, e.g. --noun dog")
+    reading = parse_spec(method, "method") if method is not None else None
+    if reading is not None and subject is None:
+        raise UserError(f"--method {reading.name} reads pictures: say which, --subject PATH --noun dog")
+    if reading is not None and "" in folders:
+        raise UserError("--method and --concept both say what {subject} is: leave one of them out")
 
     from thisness.cli.loading import open_base
     from thisness.concept import Concept
@@ -103,6 +115,14 @@ def generate(
     pictures = Subject.from_folder(subject, noun=noun) if subject is not None else None
     loaded = open_base(base, device, dtype)
     concepts = {slot: Concept.load(folder, loaded, other_weights=other_base) for slot, folder in folders.items()}
+    if reading is not None and pictures is not None:
+        from thisness.methods.zero_shot import read_subject
+
+        values = reading.values
+        preset = str(values.pop("preset")) if "preset" in values else None
+        read = read_subject(reading.name, pictures, loaded, preset=preset, settings=values)
+        read.save(out / "concept")  # what `inspect --replay` needs to make the pictures again
+        concepts["" if not concepts else "subject"] = read
     result = make(
         loaded,
         prompt,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from .conditioning import Adjustment, Conditioning
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..bases import Base
-    from ..concept import Concept
+    from ..concept import Attached, Concept
     from ..prompt import FilledPrompt
 
 
@@ -29,6 +29,7 @@ class Sentence:
         references: pictures of the subject, where some were given.
         preview: (what the denoiser reads, seeds, steps) -> pictures, made as those of the sentence will be, but
             without attachments.
+        attached: what concepts brought to the base beside words and weights, by placeholder.
     """
 
     base: Base
@@ -36,6 +37,7 @@ class Sentence:
     concepts: Mapping[str, Concept]
     references: tuple[Image, ...]
     preview: Callable[[Conditioning, Sequence[int], int], list[Image]]
+    attached: Mapping[str, Attached] = field(default_factory=dict)
 
 
 class Bound(Protocol):

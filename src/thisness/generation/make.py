@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from ..attention import ATTACHMENTS, Intervention
 from ..bases import Base
-from ..concept import Concept
+from ..concept import Attached, Concept
 from ..conditioning import (
     ADJUSTMENTS,
     Adjustment,
@@ -102,18 +102,21 @@ def generate(
     batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
     images = []
     with ExitStack() as stack:
-        for each in {id(each): each for each in concepts.values()}.values():
-            stack.enter_context(each.attach(base))
+        once = {id(each): stack.enter_context(each.attach(base)) for each in _distinct(concepts)}
+        brought = {slot: once[id(each)] or Attached() for slot, each in concepts.items()}
+        making = _way(brought, concepts)
+        own = [part for each in _distinct(brought) for part in each.interventions]
         unwanted = encode_negative(base, negative) if (options.guidance or 0) > 1 else None
 
         def preview(conditioning: Conditioning, seeds: Sequence[int], steps: int) -> list[Image]:
             few = replace(options, steps=min(steps, options.steps or steps))
-            return decode_images(base, sample(base, conditioning, unwanted, seeds, few))
+            return decode_images(base, making(base, conditioning, unwanted, seeds, few, interventions=own))
 
         references = tuple(image for each in subjects.values() for image in each.images)
-        sentence = Sentence(base, filled, concepts, references, preview)
+        sentence = Sentence(base, filled, concepts, references, preview, brought)
         conditioning, adjustments, reports = encode_adjusted(sentence, adjustments)
-        attending = [e.bound(sentence) if isinstance(e, SentenceAttachment) else e for e in attachments]
+        bound = [e.bound(sentence) if isinstance(e, SentenceAttachment) else e for e in attachments]
+        attending = [*own, *bound]
         told = stack.enter_context(_progress(len(batches))) if progress else None
 
         def after(step: Step) -> None:
@@ -123,7 +126,7 @@ def generate(
 
         listening = after if told or on_step else None
         for batch in batches:
-            latents = sample(base, conditioning, unwanted, batch, options, interventions=attending, on_step=listening)
+            latents = making(base, conditioning, unwanted, batch, options, interventions=attending, on_step=listening)
             images += decode_images(base, latents)
     reports += [each.report for each in attending if hasattr(each, "report")]
     said_adjustments, unsaid_adjustments = describe_parts(adjustments, ADJUSTMENTS)
@@ -144,6 +147,23 @@ def generate(
         reports=reports,
     )
     return Generation(images, record, references)
+
+
+def _distinct(by_slot: Mapping[str, Any]) -> list[Any]:
+    return list({id(each): each for each in by_slot.values()}.values())
+
+
+def _way(brought: Mapping[str, Attached], concepts: Mapping[str, Concept]) -> Callable[..., torch.Tensor]:
+    """How to sample: as usual, or as the one concept wants it that has a way of its own.
+
+    Raises:
+        ConfigurationError: several have.
+    """
+    ways = {slot: each.sample for slot, each in brought.items() if each.sample is not None}
+    if len({id(way) for way in ways.values()}) > 1:
+        named = ", ".join(f"{concepts[slot].name!r} ({concepts[slot].method})" for slot in ways)
+        raise ConfigurationError(f"{named}: each samples in a way of its own: use one of them in a sentence")
+    return next(iter(ways.values()), None) or sample
 
 
 @contextmanager
