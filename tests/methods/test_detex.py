@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from thisness.errors import ConfigurationError, ImageError, PromptError, UserErr
 from thisness.generation import generate, replay
 from thisness.keeping import kept, parse_keep
 from thisness.methods import learn, method_named
-from thisness.methods.detex import attention_loss, attribute_of, filtered
+from thisness.methods.detex import DetexSettings, attention_loss, attribute_of, fills, filtered
 from thisness.methods.detex_features import image_features
 from thisness.methods.detex_words import START_SHARE
 from thisness.methods.registry import settings_for
@@ -26,6 +27,7 @@ from thisness.methods.tuning import prepared_for_training
 from thisness.prompt import Prompt
 from thisness.sampling import SamplingOptions
 from thisness.subject import Subject
+from thisness.training.latents import encode_subject
 
 SETTINGS = {
     "steps": 3, "lr": 0.05, "precision": "fp32", "captions": "plain", "preset": "default", "prior_pictures": 2,
@@ -201,9 +203,28 @@ def test_at_gamma_one_the_backgrounds_mapper_is_as_it_began(base, subject):
 
 def test_filtered_pictures_show_the_fill_outside_the_mask(subject):
     for fill, value in (("black", 0), ("grey", 128), ("white", 255)):
-        for before, after, mask in zip(subject.images, filtered(subject, fill).images, subject.masks, strict=True):
+        assert fills(DetexSettings(fill=fill)) == [value]
+        for before, after, mask in zip(subject.images, filtered(subject, value).images, subject.masks, strict=True):
             found, inside = np.asarray(after), mask > 0
             assert (found[~inside] == value).all() and (found[inside] == np.asarray(before)[inside]).all()
+
+
+def test_random_fills_are_several_and_drawn_for_each_filtered_picture(base, subject):
+    """Spec, idea 3: no one colour stands behind the subject's word."""
+    with ExitStack() as stack:
+        task = task_of(base, subject, stack, fill="random", attention_weight=0.0)
+        count = len(subject.images)
+        colours = fills(task.options)
+        assert len(task.latents) == count * (1 + len(colours)) and len(colours) > 2
+        rng = torch.Generator().manual_seed(0)
+        drawn = torch.cat([task.rows(rng) for _ in range(400)])
+        assert set(drawn.tolist()) == set(range(len(task.latents)))
+        for picture in range(count):
+            shown = filtered(subject, colours[2]).images[picture]
+            one = replace(subject, images=(shown,), masks=(subject.masks[picture],), files=())
+            assert torch.allclose(encode_subject(base, one).mean[0], task.latents.mean[3 * count + picture], atol=1e-5)
+        texts = task.captions(torch.tensor([1, 1 + count, 1 + 3 * count]), rng)
+        assert "-b-1>" in texts[0] and "-b-" not in texts[1] and "-b-" not in texts[2] and "-p-1>" in texts[2]
 
 
 def test_masked_loss_with_full_masks_is_the_plain_one(base, subject):

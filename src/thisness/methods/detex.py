@@ -53,7 +53,8 @@ from .tuning import (
     setting,
 )
 
-FILLS = {"black": 0, "grey": 128, "white": 255}
+FILLS = {"black": 0.0, "grey": 128.0, "white": 255.0}
+RANDOM_FILLS = 6  # of each picture
 LARGEST = 0.95  # of a picture, that a mask may cover
 ALIVE = frozenset(
     """animal baby bear bird boy bunny calf cat chick chicken child cow deer dog donkey dragon duck elephant fish fox
@@ -80,7 +81,9 @@ class DetexSettings(MeaningSettings, PriorSettings, TuningSettings):
     start: str = setting("ktn", "rare word whose row the subject's word starts from; a random row if empty")
     keep_start: bool = setting(True, "no gradient through keys and values of the sentence's first token")
     gamma: float = setting(0.5, "probability, for each picture in a batch, that its background is removed")
-    fill: Literal["black", "grey", "white"] = setting("black", "what stands in the place of a removed background")
+    fill: Literal["black", "grey", "white", "random"] = setting(
+        "black", "what stands in the place of a removed background; random: any of several even colours"
+    )
     masked: bool = setting(False, "where the background is removed, count only the loss inside the mask")
     attention_weight: float = setting(0.01, "of the loss on attention maps (lambda_CA); 0: no such loss")
     attention_grid: int | None = setting(None, "side of the maps that it looks at; half of the latents' by default")
@@ -164,14 +167,21 @@ def attention_loss(
     return error.mean(1) if distance == "mse" else (error.sum(1) + 1e-12).sqrt()
 
 
-def filtered(subject: Subject, fill: str) -> Subject:
-    """The same pictures without their backgrounds: x m + fill (1 - m)."""
+def filtered(subject: Subject, fill: float | np.ndarray) -> Subject:
+    """The same pictures without their backgrounds: x m + fill (1 - m). fill: 0 to 255, one value or three."""
     images = []
     for image, mask in zip(subject.images, subject.masks, strict=True):
         assert mask is not None
         pixels, inside = np.asarray(image, np.float32), mask[..., None]
-        images.append(Image.fromarray(np.rint(pixels * inside + FILLS[fill] * (1 - inside)).astype(np.uint8)))
+        images.append(Image.fromarray(np.rint(pixels * inside + fill * (1 - inside)).astype(np.uint8)))
     return replace(subject, images=tuple(images))
+
+
+def fills(settings: DetexSettings) -> list[float | np.ndarray]:
+    """What removed backgrounds become, one after the other: a colour, or several random ones."""
+    if settings.fill != "random":
+        return [FILLS[settings.fill]]
+    return list(np.random.default_rng(settings.seed).uniform(0, 255, (RANDOM_FILLS, 3)))
 
 
 def attribute_of(noun: str, asked: str) -> str:
@@ -279,10 +289,11 @@ class DetexTask(TuningTask):
         options, count = self.options, len(self.subject.images)
         if options.gamma > 0:
             own = self.latents
-            without = encode_subject(self.base, filtered(self.subject, options.fill)).to(device)
-            mask = None if own.mask is None else torch.cat([own.mask, own.mask])
-            pictures = torch.cat([own.picture, without.picture])
-            mean, std = torch.cat([own.mean, without.mean]), torch.cat([own.std, without.std])
+            every = [own]
+            every += [encode_subject(self.base, filtered(self.subject, fill)).to(device) for fill in fills(options)]
+            mask = None if own.mask is None else torch.cat([own.mask] * len(every))
+            pictures = torch.cat([each.picture for each in every])
+            mean, std = torch.cat([each.mean for each in every]), torch.cat([each.std for each in every])
             self.latents = replace(own, mean=mean, std=std, mask=mask, picture=pictures)
         self.wanted = None
         if self.capture is not None and self.latents.mask is not None:
@@ -304,8 +315,12 @@ class DetexTask(TuningTask):
         pictures = torch.randint(0, self.count, (self.options.batch_size,), generator=rng)
         gamma = self.options.gamma
         if gamma in (0, 1):  # no draw, so that gamma 0 draws what Custom Diffusion does
-            return pictures + self.count * int(gamma)
-        return pictures + self.count * (torch.rand(len(pictures), generator=rng) < gamma)
+            bare = torch.full((len(pictures),), int(gamma))
+        else:
+            bare = (torch.rand(len(pictures), generator=rng) < gamma).long()
+        if self.options.fill == "random":
+            bare = bare * torch.randint(1, RANDOM_FILLS + 1, (len(pictures),), generator=rng)
+        return pictures + self.count * bare
 
     def captions(self, rows: Tensor, rng: torch.Generator) -> list[str]:
         said = self.sentences_of
@@ -448,7 +463,7 @@ class Detex(TuningMethod):
         found = {}
         for attribute in _attributes(settings):
             bare = attribute == "pose" and settings.pose_input == "filtered"
-            shown = filtered(subject, settings.fill) if bare else subject
+            shown = filtered(subject, fills(settings)[0]) if bare else subject
             squares = [
                 fit_square(image, base.resolution, mask)[0]
                 for image, mask in zip(shown.images, shown.masks, strict=True)
