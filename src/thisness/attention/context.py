@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ThisnessError
+
+if TYPE_CHECKING:
+    from ..tokens import TokenSpans
 
 
 class Row(NamedTuple):
@@ -55,6 +58,7 @@ class Context:
         step: number of the step, from 0.
         steps: how many there are.
         timestep: the scheduler's number for the noise level.
+        spans: by role, the tokens of what its rows read, one or one for each sample; () or no entry where unknown.
         extra: whatever else interventions share.
     """
 
@@ -62,6 +66,7 @@ class Context:
     step: int = 0
     steps: int = 0
     timestep: float = 0.0
+    spans: dict[str, tuple[TokenSpans, ...]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 

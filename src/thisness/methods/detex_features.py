@@ -44,7 +44,7 @@ def image_features(images: Sequence[Image], encoder: str) -> Tensor:
     """
     from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
-    folder = _folder(encoder)
+    folder = encoder_folder(encoder)
     try:
         prepare = AutoImageProcessor.from_pretrained(folder, backend="pil")
         model, report = CLIPVisionModelWithProjection.from_pretrained(
@@ -61,7 +61,8 @@ def image_features(images: Sequence[Image], encoder: str) -> Tensor:
     return torch.nn.functional.normalize(found, dim=-1)
 
 
-def _folder(name: str) -> Path:
+def encoder_folder(name: str) -> Path:
+    """Of a CLIP model: "playroom-clip", a folder, or a hub id. Raises UserError where it cannot be had."""
     if name == EMBEDDED:
         folder = Path(str(resources.files("thisness").joinpath("playroom", "weights", "clip")))
         if not (folder / "config.json").is_file():

@@ -76,6 +76,7 @@ class Companions:
             raise ThisnessError(f"second branches need roles of their own: {', '.join(names)}")
         self.each: list[_Process] = []
         for asked in companions:
+            context.spans[asked.role] = asked.conditioning.spans
             generators = [copied(each) for each in run.generators]
             scheduler = copy.deepcopy(run.scheduler)
             self.each.append(_Process(asked, run, scheduler, step_keywords(scheduler, generators, eta), count))

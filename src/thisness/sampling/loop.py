@@ -108,6 +108,7 @@ def sample(
 
     with attached(base.denoiser, *interventions) as context:
         context.rows, context.steps = rows_of(list(branches), count), len(times)
+        context.spans = {role: branch.spans for role, branch in branches.items()}
         run = Run(base, options, len(times), latents, branches.get("uncond"), draws, scheduler)
         asked = [each.companion(run) for each in interventions]
         beside = Companions([c for c in asked if c is not None], run, context, list(branches), options.eta)
