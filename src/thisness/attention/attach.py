@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..files import listed
 from .context import Context
-from .intervention import Intervention, only_schedules
+from .intervention import Intervention, goes_between, only_schedules
 from .processor import HookedProcessor
 from .sites import sites_of
+from .slots import context_between, inserted_between
 
 REPLACEABLE = ("AttnProcessor2_0", "AttnProcessor")  # what HookedProcessor computes: fused, and plain as in training
 
@@ -36,11 +37,20 @@ def attached(model: Any, *interventions: Intervention) -> Iterator[Context]:
             replaced without changing the result.
     """
     before = dict(model.attn_processors)
-    context = next((each.context for each in before.values() if isinstance(each, HookedProcessor)), Context())
+    outer_context = next((each.context for each in before.values() if isinstance(each, HookedProcessor)), None)
+    context = outer_context or context_between(model) or Context()
     attending = [each for each in interventions if not only_schedules(each)]
-    if not attending:
+    inserted = [each for each in interventions if goes_between(each)]
+    with ExitStack() as stack:
+        if inserted:
+            stack.enter_context(inserted_between(model, inserted, context))
+        if attending:
+            stack.enter_context(_processors(model, attending, before, context))
         yield context
-        return
+
+
+@contextmanager
+def _processors(model: Any, attending: list[Intervention], before: dict[str, Any], context: Context) -> Iterator[None]:
     now = dict(before)
     idle = set(map(id, attending))
     for name, site in sites_of(model).items():
@@ -61,6 +71,6 @@ def attached(model: Any, *interventions: Intervention) -> Iterator[Context]:
         raise ConfigurationError(f"{listed(names)} would act nowhere: no site of the model is of its choice")
     try:
         model.set_attn_processor(now)
-        yield context
+        yield
     finally:
         model.set_attn_processor(before)

@@ -97,6 +97,10 @@ class Intervention:
         """The output of the heads before the projection, (B, H, Lq, D); to add attention to something else."""
         return out
 
+    def between(self, site: Site, hidden: Tensor, context: Context) -> Tensor:
+        """A block's residual stream after self-attention and before the cross-attention `site`: (B, Lq, width)."""
+        return hidden
+
     def prediction(self, latents: Tensor, prediction: Tensor, context: Context) -> Tensor:
         """The guided prediction of a step, (samples, *latent_shape), before the scheduler uses it. Sampler only."""
         return prediction
@@ -111,10 +115,15 @@ class Intervention:
 
 
 def only_schedules(intervention: Intervention) -> bool:
-    """Whether it overrides nothing that happens inside attention, so that no site need be hooked for it."""
+    """Whether it overrides nothing that happens inside attention, so that no processor need be hooked for it."""
     names = ("inputs", "qkv", "mask", "reads_probs", "probs", "extra")
     kind = type(intervention)
     return not kind.edits_probs and all(getattr(kind, name) is getattr(Intervention, name) for name in names)
+
+
+def goes_between(intervention: Intervention) -> bool:
+    """Whether it does something between self- and cross-attention."""
+    return type(intervention).between is not Intervention.between
 
 
 ATTACHMENTS: dict[str, type] = {}
