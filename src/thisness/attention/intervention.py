@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,17 @@ class Intervention:
     def between(self, site: Site, hidden: Tensor, context: Context) -> Tensor:
         """A block's residual stream after self-attention and before the cross-attention `site`: (B, Lq, width)."""
         return hidden
+
+    def branches(self, roles: tuple[str, ...], context: Context) -> tuple[str, ...]:
+        """Roles of the rows of this step: "uncond" reads the negative sentence, all others the sentence. Sampler only.
+
+        Whoever changes them says in `guided` what their predictions amount to.
+        """
+        return roles
+
+    def guided(self, predictions: Mapping[str, Tensor], scale: float, context: Context) -> Tensor | None:
+        """One prediction of those of the branches, by role; None leaves it to the sampler. Sampler only."""
+        return None
 
     def prediction(self, latents: Tensor, prediction: Tensor, context: Context) -> Tensor:
         """The guided prediction of a step, (samples, *latent_shape), before the scheduler uses it. Sampler only."""

@@ -93,7 +93,7 @@ class Companions:
         self.context.rows = (*self.own, *(row for each in beside for row in each.rows))
         if not beside:
             return base.predict(rows, timestep, read, guidance=scale)
-        key = tuple(map(id, beside))
+        key = (id(read), *map(id, beside))
         if key not in self._read:
             self._read = {key: Conditioning.cat([read, *(each.read for each in beside)])}
         inputs = torch.cat([rows, *(each.inputs(timestep) for each in beside)])

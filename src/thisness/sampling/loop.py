@@ -19,7 +19,7 @@ from ..errors import ConfigurationError, ThisnessError
 from .companion import Companions, Run
 from .guidance import guided, rescaled
 from .options import SamplingOptions
-from .schedulers import make_scheduler, step_keywords
+from .schedulers import begin_at, make_scheduler, step_keywords
 
 CHECK_EVERY = 10  # steps between looking whether latents are finite, which waits for the device
 
@@ -62,6 +62,7 @@ def sample(
     interventions: Sequence[Intervention] = (),
     on_step: Callable[[Step], None] | None = None,
     latents: Tensor | None = None,
+    start: int = 0,
 ) -> Tensor:
     """Make latents, all samples in one batch.
 
@@ -79,7 +80,9 @@ def sample(
         generators: one for each sample.
         interventions: attached for the run, in this order.
         on_step: called after each step, for progress and previews; what it raises ends the run, e.g. `Cancelled`.
-        latents: initial standard normal noise (samples, *latent_shape), instead of drawing it.
+        latents: initial standard normal noise (samples, *latent_shape), instead of drawing it; with `start`, latents as
+            noisy as that step finds them (`noised_at`).
+        start: number of the first step that is made, from 0; those before are left out, and second processes.
 
     Returns:
         (samples, *latent_shape), in the dtype of the base.
@@ -100,26 +103,41 @@ def sample(
 
     scheduler = make_scheduler(base, options.scheduler)
     scheduler.set_timesteps(options.steps, device=base.device)
-    latents = _initial(base, scheduler, draws, options, latents)
+    if start and latents is not None:
+        begin_at(scheduler, start)
+        latents = latents.to(base.device, base.dtype)
+    else:
+        latents = _initial(base, scheduler, draws, options, latents)
     keywords = step_keywords(scheduler, draws, options.eta)
     times = scheduler.timesteps.tolist()  # once: reading them one by one would wait for the device in every step
     finite = _Finite(len(times), latents.device)
     scheduling = [each for each in interventions if _schedules(each)]
+    steering = [each for each in interventions if type(each).branches is not Intervention.branches]
+    roles = tuple(branches)
 
     with attached(base.denoiser, *interventions) as context:
         context.rows, context.steps = rows_of(list(branches), count), len(times)
         context.spans = {role: branch.spans for role, branch in branches.items()}
         run = Run(base, options, len(times), latents, branches.get("uncond"), draws, scheduler)
-        asked = [each.companion(run) for each in interventions]
+        asked = [each.companion(run) for each in interventions] if not start else []
         beside = Companions([c for c in asked if c is not None], run, context, list(branches), options.eta)
         for step, timestep in enumerate(scheduler.timesteps):
+            if step < start:
+                continue
             context.step, context.timestep = step, times[step]
-            rows = torch.cat([latents] * len(branches)) if len(branches) > 1 else latents
+            if steering and (now := _roles(steering, tuple(branches), context)) != roles:
+                roles = now
+                parts = [branches["uncond"] if role == "uncond" else conditioning for role in roles]
+                read = Conditioning.cat([part.expand(count) for part in parts])
+                beside.own = rows_of(roles, count)
+                context.spans = {role: part.spans for role, part in zip(roles, parts, strict=True)}
+            rows = torch.cat([latents] * len(roles)) if len(roles) > 1 else latents
             rows = scheduler.scale_model_input(rows, timestep)
             prediction = beside.predict(rows, step, timestep, read, scale)
-            if len(branches) > 1:
-                uncond, cond = prediction.chunk(2)
-                prediction = guided(uncond, cond, scale)
+            if len(roles) > 1:
+                by_role = dict(zip(roles, prediction.chunk(len(roles)), strict=True))
+                cond = by_role["cond"]
+                prediction = _guided(steering, by_role, scale, context)
                 if options.guidance_rescale > 0:
                     prediction = rescaled(prediction, cond, options.guidance_rescale)
             for each in scheduling:
@@ -191,6 +209,20 @@ def _initial(
     elif tuple(latents.shape) != shape:
         raise ConfigurationError(f"latents are {tuple(latents.shape)}: expected {shape}")
     return latents.to(base.device, base.dtype) * scheduler.init_noise_sigma
+
+
+def _roles(steering: Sequence[Intervention], roles: tuple[str, ...], context: Any) -> tuple[str, ...]:
+    for each in steering:
+        if each.active(context):
+            roles = each.branches(roles, context)
+    return roles
+
+
+def _guided(steering: Sequence[Intervention], predictions: dict[str, Tensor], scale: float, context: Any) -> Tensor:
+    for each in steering:
+        if each.active(context) and (made := each.guided(predictions, scale, context)) is not None:
+            return made
+    return guided(predictions["uncond"], predictions["cond"], scale)
 
 
 def _schedules(intervention: Intervention) -> bool:

@@ -27,6 +27,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """By name: the class in diffusers, and the settings in which it differs from the base's own."""
 
+STARTS_AT_THE_START = ("PNDMScheduler", "HeunDiscreteScheduler")  # one step of theirs is several calls
 _OF_THE_MODEL = ("prediction_type", "rescale_betas_zero_snr", "beta_schedule", "timestep_spacing")
 
 
@@ -57,6 +58,38 @@ def make_scheduler(base: Base, name: str | None = None) -> Any:
             "be wrong, so choose another, for instance ddim"
         )
     return cls.from_config(config, **settings)
+
+
+def noised_at(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+    """Clean latents as noisy as a step finds them; after the last step they are clean.
+
+    Args:
+        scheduler: a fresh one, with its timesteps set.
+        clean, noise: (samples, *latent_shape); noise is standard normal.
+        step: 0 to the number of timesteps.
+    """
+    if step == len(scheduler.timesteps):
+        return clean
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(step)
+    return scheduler.add_noise(clean, noise, scheduler.timesteps[step : step + 1])
+
+
+def begin_at(scheduler: Any, start: int) -> None:
+    """Make a fresh scheduler, with its timesteps set, begin at a step.
+
+    Raises:
+        ConfigurationError: there is no such step, or the scheduler cannot begin there.
+    """
+    kind = type(scheduler).__name__
+    if not 0 <= start < len(scheduler.timesteps):
+        raise ConfigurationError(f"step {start} is not in 0 ... {len(scheduler.timesteps) - 1}")
+    if kind in STARTS_AT_THE_START:
+        raise ConfigurationError(
+            f"{kind} cannot begin in the middle: use another scheduler, for instance ddim, ddpm or dpm++"
+        )
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
 
 
 def step_keywords(scheduler: Any, draws: Sequence[torch.Generator], eta: float) -> dict[str, Any]:
