@@ -4,6 +4,7 @@ from .attach import attached
 from .capture import CaptureMaps
 from .context import Context, Row, Rows, rows_of
 from .exchange import InjectKeysValues, RecordKeysValues, SwapKeysValues
+from .image_tokens import ImageTokens
 from .intervention import ATTACHMENTS, Intervention, Where
 from .masking import MaskAttention
 from .processor import HookedProcessor, probabilities
@@ -14,6 +15,7 @@ __all__ = [
     "CaptureMaps",
     "Context",
     "HookedProcessor",
+    "ImageTokens",
     "InjectKeysValues",
     "Intervention",
     "MaskAttention",

@@ -1,7 +1,8 @@
 """Orchestration at work: `--adjust orchestrate`. The visual words of a sentence lose what they share with its text.
 
 The projection acts after the text encoder, before keys and values are made of its rows. Rows of the text stay bit for
-bit. Hosts whose picture is read as tokens of its own, beside the text's, call `Orchestrate.tokens`.
+bit. A picture that is read as tokens of its own, beside the text's (IP-Adapter), loses it there: in the tokens, or in
+the values (and keys) that each layer makes of them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from ..conditioning import ADJUSTMENTS, Conditioning, Sentence, encode
 from ..errors import ConfigurationError, nearest
 from ..prompt import FilledPrompt, TokenSpans, clean_text
 from .harmonizing import Reduce, gains, orthogonal, random_span, restored, retained, shrunk, span_of
-from .harmonizing_words import basis_positions, text_only, visual_positions, word_weights
+from .harmonizing_words import basis_positions, image_tokens, text_only, visual_positions, word_weights
 
 Scope = Literal["all", "first"]
+Space = Literal["input", "value", "key_value"]
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"strength": 1.0, "reduce": "sum", "scope": "all"},
     "mean": {"strength": 1.0, "reduce": "mean", "scope": "all"},
     "robust": {"strength": 0.8, "reduce": "sum", "scope": "first"},
 }
 LITTLE = 0.1  # energy left below which it is worth a warning
+MANY = 6  # visual tokens above which a report gives the range only
 
 
 class Harmonized(NamedTuple):
@@ -54,6 +57,8 @@ class Orchestrate:
         basis_text: another sentence for the basis, as a caption of the reference; the ablation of the paper.
         rtol: directions weaker than this share of the strongest are not counted.
         max_rank: directions at most; a quarter of the width by default.
+        space: of a picture that is read beside the text: input: its tokens against rows of the text encoder; value: in
+            each layer, values against values; key_value: keys against keys, too. Words have the text encoder's only.
         renorm: give the visual rows their lengths back.
         slot: the placeholder whose concept is meant; all by default.
         control: random: as many random directions; shrink: only the shorter length. For comparisons.
@@ -74,6 +79,7 @@ class Orchestrate:
     basis_text: str = ""
     rtol: float = 1e-3
     max_rank: int | None = None
+    space: Space = "input"
     renorm: bool = False
     slot: str = ""
     control: Literal["off", "random", "shrink"] = "off"
@@ -144,6 +150,10 @@ class Orchestrate:
 ADJUSTMENTS["orchestrate"] = Orchestrate
 
 
+Part = tuple[str, Tensor, int]
+"""What was changed, the share of energy that each of its tokens kept, (M,), and the rank of the span."""
+
+
 class BoundOrchestrate:
     """Orchestration of one sentence; a `Bound` adjustment."""
 
@@ -152,7 +162,8 @@ class BoundOrchestrate:
         concepts = sentence.concepts
         if not concepts:
             raise ConfigurationError(
-                "orchestrate acts on the words of a concept, and none is given: give one (--concept FOLDER)"
+                "orchestrate acts on what is known of a subject, and no concept is given: give one (--concept FOLDER, "
+                "or --subject PATH --method NAME)"
             )
         if settings.slot and settings.slot not in concepts:
             raise ConfigurationError(
@@ -161,7 +172,13 @@ class BoundOrchestrate:
             )
         self.spans = sentence.filled.tokenize(sentence.base.tokenizer)
         self.visual = visual_positions(self.spans, concepts, settings.slot)
-        if not self.visual:
+        self.pictures = image_tokens(sentence, settings.slot)
+        if settings.space != "input" and not self.pictures:
+            raise ConfigurationError(
+                f"orchestrate: space={settings.space} is for a picture that is read beside the text (ip-adapter), and "
+                "here are words only: leave space=input"
+            )
+        if not self.visual and not self.pictures:
             said = ", ".join(f"{each.name!r} ({each.word.text})" for each in concepts.values())
             raise ConfigurationError(f"orchestrate: no word of {said} is in the sentence")
         self.report: dict[str, Any] = {"name": "orchestrate", "notes": []}
@@ -185,16 +202,46 @@ class BoundOrchestrate:
         positions = tuple(at for at in positions if factors[at] > 0)
         self.report["notes"] += [f"{word!r} is not in the sentence: its weight changes nothing" for word in missing]
         if not positions:
-            self._say((), spans, None)
+            self._say((), spans, [])
             return conditioning
         rows = text.embeds[:, list(positions)].expand(len(conditioning), -1, -1)  # (batch, N, width)
         weights = torch.tensor([[factors[at] for at in positions]]).expand(len(conditioning), -1)
-        before = conditioning.embeds[:, list(self.visual)]  # (batch, M, width)
-        done = settings.tokens(before, rows, weights=weights)
-        embeds = conditioning.embeds.clone()
-        embeds[:, list(self.visual)] = done.tokens
+        done = [self._beside(slot, rows[:1], weights[:1]) for slot in self.pictures]
+        if self.visual:
+            before = conditioning.embeds[:, list(self.visual)]  # (batch, M, width)
+            changed = settings.tokens(before, rows, weights=weights)
+            embeds = conditioning.embeds.clone()
+            embeds[:, list(self.visual)] = changed.tokens
+            conditioning = conditioning.with_embeds(embeds)
+            done.insert(0, (self._words(), changed.retained[0], int(changed.rank[0])))
         self._say(positions, spans, done)
-        return conditioning.with_embeds(embeds)
+        return conditioning
+
+    def _words(self) -> str:
+        return " ".join(self.spans.piece(at) for at in self.visual)
+
+    def _beside(self, slot: str, rows: Tensor, weights: Tensor) -> Part:
+        """Change what the sentence reads of a picture beside it; rows: (1, N, width)."""
+        picture, settings = self.pictures[slot], self.settled
+        name = f"{len(picture.tokens)} image tokens of {self.sentence.concepts[slot].name}"
+        if settings.space == "input":
+            done = settings.tokens(picture.given[None], rows.to(picture.given), weights=weights)
+            if settings.factor > 0:
+                picture.change(done.tokens[0])
+            return name, done.retained[0], int(done.rank[0])
+        changed, left, ranks = {}, [], []
+        for site in picture.layers:
+            attn: Any = self.sentence.base.denoiser.get_submodule(site)
+            keys, values = (each[:1] for each in picture.keys_values(site))  # (1, M, heads * D)
+            done = settings.tokens(values, attn.to_v(rows.to(values)), weights=weights)
+            if settings.space == "key_value":
+                keys = settings.tokens(keys, attn.to_k(rows.to(keys)), weights=weights).tokens
+            changed[site] = (keys[0], done.tokens[0])
+            left.append(done.retained[0])
+            ranks.append(int(done.rank[0]))
+        if settings.factor > 0:
+            picture.change_values(changed)
+        return name, torch.stack(left).mean(0), min(ranks)
 
     def _text(self, conditioning: Conditioning) -> tuple[Conditioning, TokenSpans]:
         """Rows that the basis is taken from, and what they are."""
@@ -206,15 +253,18 @@ class BoundOrchestrate:
             return text_only(base, self.sentence)
         return conditioning, self.spans
 
-    def _say(self, positions: tuple[int, ...], spans: TokenSpans, done: Harmonized | None) -> None:
+    def _say(self, positions: tuple[int, ...], spans: TokenSpans, done: list[Part]) -> None:
         report, notes = self.report, self.report["notes"]
         report["visual"] = [self.spans.piece(at) for at in self.visual]
+        for slot, picture in self.pictures.items():
+            report["visual"] += [f"{self.sentence.concepts[slot].name}:{n}" for n in range(len(picture.tokens))]
         report["basis"] = [spans.piece(at) for at in positions]
-        if done is None:
-            report |= {"rank": 0, "retained": [1.0] * len(self.visual)}
+        if not done:
+            report |= {"rank": 0, "retained": [1.0] * len(report["visual"])}
             notes.insert(0, "nothing to orthogonalise to: the sentence says nothing beside the subject; left as it is")
         else:
-            report |= {"rank": int(done.rank[0]), "retained": [round(float(each), 4) for each in done.retained[0]]}
+            report["rank"] = min(rank for _, _, rank in done)
+            report["retained"] = [round(float(each), 4) for _, left, _ in done for each in left]
             if report["rank"] < len(positions):
                 notes.append(f"{len(positions)} words span {report['rank']} directions")
             if min(report["retained"]) < LITTLE:
@@ -223,9 +273,12 @@ class BoundOrchestrate:
                     "or take strength=0.8 or max_rank"
                 )
         line = f"orchestrate, strength {self.settled.factor:g}"
-        if done is not None:
+        if done:
             energy = ", ".join(f"{each:.2f}" for each in report["retained"])
-            line += f": {' '.join(report['visual'])} without {' '.join(report['basis'])}; energy left {energy}"
+            if len(report["retained"]) > MANY:
+                energy = f"{min(report['retained']):.2f} to {max(report['retained']):.2f}"
+            said = " and ".join(name for name, _, _ in done)
+            line += f": {said} without {' '.join(report['basis'])}; energy left {energy}"
         report["says"] = "; ".join([line, *notes])
 
 

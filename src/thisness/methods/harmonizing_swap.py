@@ -25,7 +25,7 @@ from ..errors import ConfigurationError
 from ..sampling.companion import Companion, Run
 from .harmonizing import attention_swap, grid_of, subject_mask, window
 from .harmonizing_trajectory import KeysValues, SubjectTrajectory
-from .harmonizing_words import KeepClass, Visual, chosen_slot, visual_only, visual_positions
+from .harmonizing_words import KeepClass, Visual, chosen_slot, image_tokens, visual_only, visual_positions
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"start": 0.1, "stop": 0.7},
@@ -136,6 +136,10 @@ class BoundSwap(Intervention):
         hidden = [at for at in range(self.conditioning.embeds.shape[1]) if at not in visible]
         self.hider = MaskAttention.hide(hidden, rows=Rows(self.role)) if settings.visual == "drop" and hidden else None
         self.columns = self._columns()
+        own = image_tokens(sentence, self.slot)
+        for other in image_tokens(sentence).values():
+            if all(other is not each for each in own.values()):
+                other.hide_from(self.role)
         sites = list(sites_of(model).values())
         side = model.config.sample_size if isinstance(model.config.sample_size, int) else min(model.config.sample_size)
         self.swapped = swap_layers(sites, settings.layers, side)
@@ -331,9 +335,10 @@ class BoundSwap(Intervention):
         noun = tuple(at for each in spans.slots if each.slot == self.slot for at in each.noun)
         chosen = {"all": word + noun, "word": word, "noun": noun}[self.settings.mask_words]
         if not chosen:
+            which = self.settings.mask_words
             raise ConfigurationError(
-                f"attention-swap: mask_words=noun: {concept.word.text!r} stands in the sentence without its noun: "
-                "leave mask_words=all"
+                f"attention-swap: mask_words={which}: {concept.word.text!r} stands in the sentence without "
+                f"{'its noun' if which == 'noun' else 'a word beside its noun'}: leave mask_words=all"
             )
         return sorted(chosen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -14,6 +14,9 @@ from ..conditioning import Conditioning, Sentence, encode
 from ..errors import ConfigurationError, nearest
 from ..prompt import FilledPrompt, Prompt, SlotWord, TokenSpans
 from ..tokens import ARTICLES
+
+if TYPE_CHECKING:
+    from ..attention.image_tokens import ImageTokens
 
 Visual = Literal["null_text", "zeros", "zeros_bos", "drop"]
 KeepClass = Literal["auto", "yes", "no"]
@@ -31,6 +34,21 @@ def visual_positions(spans: TokenSpans, concepts: Mapping[str, Concept], slot: s
     typed = {token for name, each in concepts.items() if slot in ("", name) for token in each.tokens}
     found |= {at for at in range(spans.length) if spans.piece(at) in typed}
     return tuple(sorted(found))
+
+
+def image_tokens(sentence: Sentence, slot: str = "") -> dict[str, ImageTokens]:
+    """Pictures that are read as tokens beside the text (IP-Adapter), by placeholder; each once.
+
+    Args:
+        sentence: with its concepts attached to the base.
+        slot: of one concept only.
+    """
+    found: dict[str, ImageTokens] = {}
+    for name, brought in sentence.attached.items():
+        known = any(each is brought.tokens for each in found.values())
+        if brought.tokens is not None and slot in ("", name) and not known:
+            found[name] = brought.tokens
+    return found
 
 
 def class_positions(spans: TokenSpans, nouns: Collection[str]) -> tuple[int, ...]:
@@ -95,7 +113,8 @@ def chosen_slot(sentence: Sentence, slot: str, what: str) -> str:
     """
     if not sentence.concepts:
         raise ConfigurationError(
-            f"{what} needs a subject that the sentence reads as words of its own: give a concept (--concept FOLDER)"
+            f"{what} needs a subject that the sentence reads as words of its own: give a concept "
+            "(--concept FOLDER, or --subject PATH --method NAME)"
         )
     known = ", ".join(sentence.concepts)
     if slot and slot not in sentence.concepts:
@@ -117,7 +136,8 @@ def visual_only(
             sentence that begins so. zeros: the sentence's own encoding with all other rows 0; zeros_bos: but the first.
             drop: as null_text; all but the first row and the words is to be hidden from attention.
         keep_class: whether the noun stays: auto: where the concept's word has it (DreamBooth: an identifier alone says
-            nothing).
+            nothing). A picture that is read beside the text (IP-Adapter) needs neither words nor noun: what is left
+            of the text is that of no sentence.
 
     Returns:
         One row, and the positions that stay visible in it (for drop).
@@ -126,6 +146,8 @@ def visual_only(
         ConfigurationError: the words of the concept are not in the sentence.
     """
     base, concept = sentence.base, sentence.concepts[slot]
+    if image_tokens(sentence, slot):
+        return _no_text(base, concept.word.noun if keep_class == "yes" else "", mode)
     spans = sentence.filled.tokenize(base.tokenizer)
     visual = visual_positions(spans, {slot: concept})
     if not visual:
@@ -140,6 +162,18 @@ def visual_only(
     filled = Prompt(f"{article_before(spans, visual[0])} {{{slot}}}").fill({slot: _word(concept, keep_class)})
     own = filled.tokenize(base.tokenizer)
     return encode(base, filled), tuple(sorted({0, *own.of(slot)}))
+
+
+def _no_text(base: Base, noun: str, mode: Visual) -> tuple[Conditioning, tuple[int, ...]]:
+    """What the text encoder says of an empty sentence, or of "a NOUN"; zeros: but the noun, of nothing."""
+    filled = FilledPrompt.plain(f"a {noun}" if noun else "")
+    spans, whole = filled.tokenize(base.tokenizer), encode(base, filled)
+    keep = set(class_positions(spans, {noun})) | (set() if mode == "zeros" else {0})
+    if mode in ("zeros", "zeros_bos"):
+        mask = torch.zeros(whole.embeds.shape[1], 1, dtype=whole.embeds.dtype, device=whole.embeds.device)
+        mask[sorted(keep)] = 1
+        whole = whole.with_embeds(whole.embeds * mask)
+    return whole, tuple(sorted(keep))
 
 
 def article_before(spans: TokenSpans, position: int) -> str:
