@@ -4,17 +4,21 @@
     .venv/bin/python benchmarks/tea.py --only-page  from what the run holds
 
 One run of `thisness bench run playroom --size full --families two-part`: each method alone and with TEA at its
-defaults, its extensions, and a sweep of alpha, on the same concepts, sentences and seeds.
+defaults; a second one of its extensions and a sweep of alpha, on the same concepts, sentences and seeds. Then what was
+recorded while the words were learned (tea_collapse.py), and two toys in one sentence (tea_pairs.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tea_collapse
+import tea_pairs
 from pages import cell, compared
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("textual-inversion", "dreambooth-lora", "custom-diffusion")
 SWEPT = "textual-inversion"
+TRACKED = ("textual-inversion", "custom-diffusion")  # what they learn is read by the text encoder
 ALPHAS = (0.1, 0.3, 0.5)
 TOYS = "rufus,mimi,bruno,hazel,saffron,kiwi,bolt,earl,hiker,beetle,dog-10,cat-11"
 METRICS = (
@@ -45,16 +50,20 @@ references."""
 
 
 def recipes(methods: Sequence[str]) -> dict[str, str]:
-    """By label, what is run."""
+    """Each method with and without: by label, what is run."""
     found: dict[str, str] = {}
     for method in methods:
-        found[method] = method
-        found[f"{method}-tea"] = f"{method}+tea"
-    if SWEPT in methods:
-        found |= {f"alpha-{alpha}".replace(".", "-"): f"{SWEPT}+tea:alpha={alpha}" for alpha in ALPHAS}
-        found |= {"norm-alone": f"{SWEPT}+tea:alpha=0", "weights-context": f"{SWEPT}+tea:weights=context"}
-        found["keep-meaning"] = f"{SWEPT}:keep_meaning=0.1"
+        learned = f"{method}:track_collapse=-1" if method in TRACKED else method
+        found |= {method: learned, f"{method}-tea": f"{learned}+tea"}
     return found
+
+
+def variants() -> dict[str, str]:
+    """The sweep and the extensions, on the words of one method."""
+    found = {SWEPT: SWEPT, f"{SWEPT}-tea": f"{SWEPT}+tea"}
+    found |= {f"alpha-{alpha}".replace(".", "-"): f"{SWEPT}+tea:alpha={alpha}" for alpha in ALPHAS}
+    found |= {"norm-alone": f"{SWEPT}+tea:alpha=0", "weights-context": f"{SWEPT}+tea:weights=context"}
+    return found | {"auto": f"{SWEPT}+tea:alpha=auto", "keep-meaning": f"{SWEPT}:keep_meaning=0.1"}
 
 
 def row(label: str, rows: Sequence[Scored]) -> str:
@@ -65,11 +74,15 @@ def difference(label: str, one: Sequence[Scored], other: Sequence[Scored]) -> st
     return f"| {label} | {' | '.join(compared(one, other, None, metric) for _, metric in METRICS)} |"
 
 
-def page(run: Run) -> str:
+def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
+    """Write it from what the runs hold."""
+    from thisness.evaluation.results import read_run
     from thisness.evaluation.statistics import by_recipe
+    from thisness.files import write_text
 
+    run = read_run(root / "methods")
     rows: Mapping[str, Sequence[Scored]] = by_recipe(run.scored)
-    methods = [method for method in METHODS if method in rows and f"{method}-tea" in rows]
+    methods = [method for method in METHODS if rows.get(method) and rows.get(f"{method}-tea")]
     head = "| | " + " | ".join(title for title, _ in METRICS) + " |"
     rule = "|---" * (len(METRICS) + 1) + "|"
     text = ["# TEA on the Playroom", "", INTRODUCTION, ""]
@@ -79,40 +92,114 @@ def page(run: Run) -> str:
         text += [row(method, rows[method]), row(f"{method} + TEA", rows[f"{method}-tea"])]
     text += ["", "With TEA minus without:", "", head, rule]
     text += [difference(method, rows[f"{method}-tea"], rows[method]) for method in methods]
-    others = [label for label in recipes([SWEPT]) if label in rows and label not in (*METHODS, f"{SWEPT}-tea")]
-    if others:
-        text += ["", f"## {SWEPT}: alpha, and beyond the paper", "", f"{head} pictures |", f"{rule}---|"]
-        text += [row(recipes([SWEPT])[label], rows[label]) for label in others]
+    figures = target.with_suffix("")
+    figures.mkdir(parents=True, exist_ok=True)
+    compare(run, rows, methods, figures / "pictures.png")
+    text += ["", f"![with and without]({target.stem}/pictures.png)", ""]
+    if (root / "variants" / "run.json").exists():
+        others = read_run(root / "variants")
+        by = by_recipe(others.scored)
+        seeds = len(others.benchmark["seeds"])
+        text += [f"## {SWEPT}: alpha, and beyond the paper", ""]
+        text += [f"{len(others.references)} toys, {seeds} seed{'s' if seeds > 1 else ''}.", ""]
+        text += [f"{head} pictures |", f"{rule}---|"]
+        text += [row(said, by[label]) for label, said in variants().items() if by.get(label)]
         text += ["", "Minus the method alone:", "", head, rule]
-        text += [difference(recipes([SWEPT])[label], rows[label], rows[SWEPT]) for label in others]
-    return "\n".join(text).rstrip() + "\n"
+        text += [
+            difference(said, by[label], by[SWEPT])
+            for label, said in variants().items()
+            if label != SWEPT and by.get(label)
+        ]
+        text += [""]
+    text += tea_collapse.section(
+        {method: run.folder / "concepts" / method for method in TRACKED}, figures / "collapse.png"
+    )
+    for method in (SWEPT,) if pair_seeds else ():
+        folders = {path.name: path for path in sorted((run.folder / "concepts" / method).glob("*")) if _whole(path)}
+        text += tea_pairs.section(
+            method, folders, run.references, root / "pairs", figures / "pairs.png", pair_seeds
+        )  # fmt: skip
+    write_text(target, "\n".join(text).rstrip() + "\n")
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / "COMPLETE.json").is_file()
+
+
+def compare(run: Run, rows: Mapping[str, Sequence[Scored]], methods: Sequence[str], path: Path, toys: int = 4) -> None:
+    """Rows: a toy's reference, then one sentence by each method without and with TEA."""
+    from PIL import Image
+
+    from thisness.images import Tile, save_png, sheet
+
+    lines = []
+    names = list(run.references)
+    for number, name in enumerate(names[:: max(1, len(names) // toys)][:toys]):
+        line = [Tile(Image.open(run.references[name][0]).convert("RGB"), name)]
+        own = [each for each in rows[methods[0]] if each.subject == name and each.image] if methods else []
+        if not own:
+            continue
+        wanted = own[(7 * number) % len(own)]
+        for method in methods:
+            for label, title in ((method, method), (f"{method}-tea", "+ TEA")):
+                same = [
+                    each for each in rows[label]
+                    if (each.subject, each.case, each.seed) == (name, wanted.case, wanted.seed) and each.image
+                ]  # fmt: skip
+                if same and same[0].image:
+                    picture = Image.open(same[0].image).convert("RGB")
+                    line.append(Tile(picture, f"{title}: {wanted.sentence}" if not title.startswith("+") else title))
+        lines.append(line)
+    if lines:
+        save_png(sheet(lines, title="Without and with TEA, same seeds", tile=144), path)
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "tea")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tea")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "tea.md")
     parser.add_argument("--methods", default=",".join(METHODS), help="by commas")
     parser.add_argument("--subjects", default=TOYS)
     parser.add_argument("--seeds", default="0-2")
+    parser.add_argument("--variant-seeds", default="0", help="of the sweep and the extensions; none: without them")
+    parser.add_argument("--pair-seeds", default="0-2", help="of two toys in one sentence; none: without them")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only-page", action="store_true", help="write the page from what the run holds")
+    parser.add_argument("--only-page", action="store_true", help="write the page from what the runs hold")
     given = parser.parse_args(words)
 
-    from thisness.cli import run
-    from thisness.evaluation.results import read_run
-    from thisness.files import write_text
+    from thisness.cli.options import parse_seeds
 
     code = 0
     if not given.only_page:
-        asked = ";".join(f"{label}={recipe}" for label, recipe in recipes(given.methods.split(",")).items())
-        typed = ["bench", "run", "playroom", "--size", "full", "--families", "two-part", "--recipes", asked]
-        typed += ["--subjects", given.subjects, "--seeds", given.seeds, "--workers", str(given.workers)]
-        code = run([*typed, "--judge", "oracle:columns=follow", "--out", str(given.run)])
+        code = run(
+            given.runs / "methods", recipes(given.methods.split(",")), given.subjects, given.seeds, given.workers
+        )
+        if code in (0, 1) and given.variant_seeds != "none":
+            reuse(given.runs / "methods", given.runs / "variants")
+            more = run(given.runs / "variants", variants(), given.subjects, given.variant_seeds, given.workers)
+            code = max(code, more)
     if code in (0, 1):
-        write_text(given.page, page(read_run(given.run)))
+        page(given.runs, given.page, parse_seeds(given.pair_seeds) if given.pair_seeds != "none" else [])
         print(given.page)
     return code
+
+
+def run(out: Path, asked: Mapping[str, str], subjects: str, seeds: str, workers: int) -> int:
+    """0 or 1 (some pictures could not be made) if there is something to read."""
+    from thisness.cli import run as thisness
+
+    typed = ["bench", "run", "playroom", "--size", "full", "--families", "two-part", "--subjects", subjects]
+    typed += ["--recipes", ";".join(f"{label}={recipe}" for label, recipe in asked.items()), "--seeds", seeds]
+    typed += ["--metrics", ",".join(metric for _, metric in METRICS if not metric.startswith("oracle"))]
+    return thisness([*typed, "--judge", "oracle:columns=follow", "--workers", str(workers), "--out", str(out)])
+
+
+def reuse(source: Path, target: Path) -> None:
+    """Words that one run has learned need not be learned by the other."""
+    for folder in (source / "concepts" / SWEPT).glob("*"):
+        copy = target / "concepts" / SWEPT / folder.name
+        if _whole(folder) and not copy.exists():
+            shutil.copytree(folder, copy)
 
 
 if __name__ == "__main__":
