@@ -190,7 +190,6 @@ def run(out: Path, asked: Mapping[str, str], subjects: str, seeds: str, workers:
 
     typed = ["bench", "run", "playroom", "--size", "full", "--families", "two-part", "--subjects", subjects]
     typed += ["--recipes", ";".join(f"{label}={recipe}" for label, recipe in asked.items()), "--seeds", seeds]
-    typed += ["--metrics", ",".join(metric for _, metric in METRICS if not metric.startswith("oracle"))]
     return thisness([*typed, "--judge", "oracle:columns=follow", "--workers", str(workers), "--out", str(out)])
 
 

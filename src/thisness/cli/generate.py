@@ -65,6 +65,9 @@ def generate(
         bool, typer.Option("--other-base", help="Use a concept on another model of its family, e.g. a finetune.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Pictures made at once.")] = 4,
+    show_loops: Annotated[
+        bool, typer.Option("--show-loops", help="Also a sheet loops.png of the pictures on the way (ezigen).")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the sheet and the record.")] = Path("out"),
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -142,3 +145,10 @@ def generate(
     for path in result.save(out):
         typer.echo(f"{path}")
     typer.echo(f"{out / 'sheet.png'}")
+    if show_loops and result.stages:
+        from thisness.images import save_png
+
+        save_png(result.stages_sheet(), out / "loops.png")
+        typer.echo(f"{out / 'loops.png'}")
+    elif show_loops:
+        typer.echo("--show-loops: this method has no loops", err=True)

@@ -125,10 +125,12 @@ def generate(
                     listener(step)
 
         listening = after if told or on_step else None
+        if hasattr(making, "clear"):
+            making.clear()  # of what previews left
         for batch in batches:
             latents = making(base, conditioning, unwanted, batch, options, interventions=attending, on_step=listening)
             images += decode_images(base, latents)
-    reports += [each.report for each in attending if hasattr(each, "report")]
+    reports += [each.report for each in (*attending, making) if hasattr(each, "report")]
     said_adjustments, unsaid_adjustments = describe_parts(adjustments, ADJUSTMENTS)
     said_attachments, unsaid_attachments = describe_parts(attachments, ATTACHMENTS)
     record = make_record(
@@ -146,7 +148,7 @@ def generate(
         images=images,
         reports=reports,
     )
-    return Generation(images, record, references)
+    return Generation(images, record, references, stages=tuple(getattr(making, "stages", ())))
 
 
 def _distinct(by_slot: Mapping[str, Any]) -> list[Any]:

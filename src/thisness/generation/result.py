@@ -22,12 +22,14 @@ class Generation:
         record: JSON data from which `replay` makes them again.
         references: pictures of the subject, for the sheet.
         differences: of a replay: what is not as it was, in clear sentences; () if all is.
+        stages: for each picture those on the way to it, where the method has such (EZIGen's loops); () if it has none.
     """
 
     images: list[Image.Image]
     record: dict[str, Any]
     references: tuple[Image.Image, ...] = ()
     differences: tuple[str, ...] = field(default=())
+    stages: tuple[list[Image.Image], ...] = ()
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write each picture as a PNG that carries its record, `record.json` and `sheet.png`.
@@ -65,3 +67,9 @@ class Generation:
         columns = columns or min(4, max(math.ceil(math.sqrt(len(self.images))), 2))
         tiles = [Tile(image, f"seed {seed}") for image, seed in zip(self.images, self.record["seeds"], strict=True)]
         return sheet(grid(tiles, columns), references=self.references, title=self.record["prompt"], tile=tile)
+
+    def stages_sheet(self, *, tile: int = 192) -> Image.Image:
+        """The pictures on the way to each, a row for each seed."""
+        rows = [[Tile(image, f"loop {n}") for n, image in enumerate(stages)] for stages in self.stages]
+        labels = [f"seed {seed}" for seed in self.record["seeds"]]
+        return sheet(rows, references=self.references, title=self.record["prompt"], row_labels=labels, tile=tile)

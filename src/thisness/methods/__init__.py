@@ -2,12 +2,16 @@
 
 from .registry import METHODS, Method, Stopped, learn, method_named, register_method  # isort: skip
 from . import (  # noqa: F401  (they register themselves)
+    blip_diffusion,
     custom_diffusion,
     detex,
     dreambooth,
     dreambooth_full,
+    ezigen,
+    elite,
     harmonizing_orchestrate,
     harmonizing_swap,
+    ip_adapter,
     tea_adjustment,
     textual_inversion,
 )
