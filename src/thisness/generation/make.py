@@ -25,14 +25,14 @@ from ..conditioning import (
 )
 from ..errors import ConfigurationError, raise_all
 from ..keeping import Keep, kept
-from ..prompt import Prompt, clean_text
+from ..prompt import Prompt
 from ..recipe import Spec
 from ..sampling import SamplingOptions, Step, decode_images, make_scheduler, sample
 from ..subject import Subject
 from .parts import build_parts, describe_parts
 from .record import MAX_BATCH, make_record
 from .result import Generation
-from .words import by_slot, slot_words
+from .words import as_read, by_slot, slot_words
 
 
 @torch.no_grad()
@@ -93,9 +93,8 @@ def generate(
     raise_all(wrong, ConfigurationError)
     prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
     concepts, subjects = by_slot(prompt, concept), by_slot(prompt, subject)
-    prompt = kept(prompt, concepts, keep)
+    prompt, negative = as_read(kept(prompt, concepts, keep), concepts, negative, base)
     filled = prompt.fill(slot_words(prompt, concepts, subjects))
-    negative = clean_text(negative, "the negative prompt")
     adjustments = build_parts([adjust] if isinstance(adjust, str) else adjust, "adjustment", ADJUSTMENTS)
     attachments = build_parts(interventions, "attachment", ATTACHMENTS)
     options = (options or SamplingOptions()).resolved(base)
