@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import ArtefactError, ConfigurationError, UserError, nearest, raise_all
 from .files import checked_name, directory, inside, load_tensors, read_json, save_tensors, verify_directory, write_json
-from .prompt import SlotWord
+from .prompt import Prompt, SlotWord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -322,6 +322,12 @@ class Concept:
             ArtefactError: it does not fit the base, or would have no effect.
         """
         return self._handler().attach(self, base)
+
+    def sentence(self, prompt: Prompt, negative: str, base: Base) -> tuple[Prompt, str]:
+        """A prompt and a negative one as the method was made to read them (`ConceptHandler.sentence`, where a handler
+        has it); what was changed so before stays as it is."""
+        change = getattr(self._handler(), "sentence", None)
+        return (prompt, negative) if change is None else change(self, prompt, negative, base)
 
     def export(self, folder: str | Path, to: str = "diffusers", base: Base | None = None) -> list[Path]:
         """Write the concept in a format that other programs read; returns the files written.

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from ..bases import Base
 from ..concept import Concept
 from ..errors import ConfigurationError
-from ..prompt import Prompt, SlotWord
+from ..prompt import Prompt, SlotWord, clean_text
 from ..subject import Subject
 
 Thing = TypeVar("Thing", Concept, Subject)
@@ -28,6 +29,15 @@ def by_slot(prompt: Prompt, given: Thing | Mapping[str, Thing] | None) -> dict[s
             f"the prompt has the placeholders {names} but one subject is given: say which is which, as a mapping"
         )
     return {slots[0] if slots else "subject": given}
+
+
+def as_read(prompt: Prompt, concepts: Mapping[str, Concept], negative: str, base: Base) -> tuple[Prompt, str]:
+    """The sentence and the negative one, clean, as the methods of the concepts want them."""
+    negative = clean_text(negative, "the negative prompt")
+    for concept in {id(each): each for each in concepts.values()}.values():
+        wanted = getattr(concept, "sentence", None)
+        prompt, negative = (prompt, negative) if wanted is None else wanted(prompt, negative, base)
+    return prompt, negative
 
 
 def slot_words(prompt: Prompt, concepts: Mapping[str, Concept], subjects: Mapping[str, Subject]) -> dict[str, SlotWord]:
