@@ -28,16 +28,17 @@ def test_a_page_a_picture_numbers_and_a_verdict(tracked, base_folder, tmp_path, 
     assert written[0] == written[1]
     data = json.loads(written[0][2])
     assert [each["step"] for each in data["training"]] == list(range(7))
-    assert data["sentences"] == said[-2:] and data["concept"]["tokens"][0] == "<rex>"
-    assert re.match(r"rex, while it learned: (collapsed|not collapsed|cannot tell): ", said[-2])
-    assert re.match(r'rex, beside "dog": (collapsed|not collapsed|cannot tell): .* %', said[-1])
+    assert data["sentences"] == said[-3:-1] and data["concept"]["tokens"][0] == "<rex>"
+    assert re.match(r"rex, while it learned: (collapsed|not collapsed|cannot tell): ", said[-3])
+    assert re.match(r'rex, beside "dog": (collapsed|not collapsed|cannot tell): .* %', said[-2])
+    assert data["conclusion"] == said[-1] and said[-1].startswith("Conclusion: ") and "rex" in said[-1]
     page = written[0][0].decode()
     assert (
         "<svg" in page
         and "<script" not in page
         and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     )
-    assert said[-1].replace('"', "&quot;") in page
+    assert all(line.replace('"', "&quot;").replace("'", "&#x27;") in page for line in said[-3:])
 
 
 def test_as_the_papers_code_measures(tracked, base_folder, tmp_path):

@@ -12,7 +12,10 @@ from thisness.diagnostics import collapse_distances as d
 from thisness.diagnostics.collapse import (
     Ruler,
     Sets,
+    Signal,
+    Verdict,
     beside_class,
+    concluded,
     measure,
     over_training,
     rows_beside,
@@ -219,3 +222,24 @@ def test_the_first_step_outside_of_what_words_look_like():
     said = warnings_of(drifting | {None: drifting[90]})
     assert said == ["norm above 99.5 % of the vocabulary from step 10 on",
                     "cosine to the class word below 0.2 from step 50 on"]  # fmt: skip
+
+
+def test_the_conclusion_says_whether_when_how_far_and_what_to_do():
+    """One line, whatever the verdicts; a word that has collapsed by any of them is said to have."""
+
+    def verdict(basis, word, change, half=None):
+        signals = [
+            Signal(name, change, change - 0.1, change + 0.1, None, "seen", half) for name in ("between", "within")
+        ]
+        return Verdict(basis, word, tuple(signals))
+
+    told = verdict("training", "cannot tell", 0.1)
+    for verdicts, words in (
+        ([verdict("training", "collapsed", 0.34, 120)], ["has collapsed", "34 % less", "step 120", "--adjust tea"]),
+        ([told, verdict("class word", "collapsed", 0.5)], ["has collapsed", "50 % less", '"dog"', "--adjust tea"]),
+        ([told, verdict("class word", "not collapsed", -0.2)], ["cannot be told"]),
+        ([verdict("class word", "not collapsed", -0.2)], ["has not collapsed", "20 % more"]),
+    ):
+        said = concluded("rex", "dog", verdicts, touched=True)
+        assert all(word in said for word in words) and "\n" not in said, said
+    assert "no word of its own" in concluded("rex", "dog", [told], touched=False)

@@ -90,6 +90,7 @@ def concept(
         typer.echo(f"note: {note}")
     for sentence in found.sentences:
         typer.echo(sentence)
+    typer.echo(found.conclusion)
 
 
 class _Bar:

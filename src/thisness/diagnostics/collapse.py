@@ -433,6 +433,31 @@ def sentence(name: str, noun: str, verdict: Verdict) -> str:
     return f"{name}, {basis}: {verdict.word}: {'; '.join(parts)}{when}"
 
 
+def concluded(name: str, noun: str, verdicts: Sequence[Verdict], touched: bool) -> str:
+    """All verdicts in one plain line: whether, when, how far, and what to do.
+
+    Args:
+        name: of the concept.
+        noun: the class word.
+        verdicts: the first one counts most.
+        touched: whether anything that the text encoder reads was learned.
+    """
+    if not touched:
+        return f"Conclusion: {name} has not collapsed: it has no word of its own to lose a meaning."
+    seen = [each for each in verdicts if each.collapsed]
+    chosen = seen[0] if seen else verdicts[0]
+    less = next((each for each in chosen.signals if each.name == "within"), None)
+    beside = f'those with "{noun}"' if chosen.basis == "class word" else "they did when it began to learn"
+    far = f": its sentences vary {_percent(abs(less.change))} {'less' if less.change > 0 else 'more'} than {beside}"
+    when = f", half of it by step {less.half}" if less is not None and less.half is not None and seen else ""
+    far = (far if less is not None else "") + when
+    if seen:
+        return f"Conclusion: {name} has collapsed{far}. --adjust tea turns it back toward {noun!r}."
+    if any(each.word == "cannot tell" for each in verdicts):
+        return f"Conclusion: whether {name} has collapsed cannot be told{far}; look at the page."
+    return f"Conclusion: {name} has not collapsed{far}."
+
+
 def _percent(share: float) -> str:
     text = f"{share * 100:.1f} %" if abs(share) < 0.1 else f"{share * 100:.0f} %"
     return "0 %" if math.isclose(share, 0, abs_tol=5e-5) else text

@@ -31,6 +31,7 @@ from .collapse import (
     Verdict,
     Vocabulary,
     beside_class,
+    concluded,
     measure,
     over_training,
     prompt_drift,
@@ -96,6 +97,11 @@ class CollapseDiagnosis:
             ]
         return [sentence(name, self.anchor, verdict) for verdict in self.verdicts]
 
+    @property
+    def conclusion(self) -> str:
+        """Whether, when and how far the word has collapsed, and what to do about it, in one line."""
+        return concluded(self.concept["name"], self.anchor, self.verdicts, self.touched)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
 
@@ -106,6 +112,7 @@ class CollapseDiagnosis:
             "format": "thisness-collapse",
             "version": 1,
             "verdict": self.verdicts[0].word if self.touched else "not collapsed",
+            "conclusion": self.conclusion,
             "sentences": self.sentences,
             "notes": list(self.notes),
             "concept": self.concept,

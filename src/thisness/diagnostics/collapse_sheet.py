@@ -298,7 +298,7 @@ def page(found: CollapseDiagnosis, drawing: Drawing) -> str:
     title = escaped(f"Semantic collapse of {found.concept['name']}")
     notes = "".join(f"<li>{escaped(note)}</li>" for note in found.notes)
     warned = f'<div class="notes"><strong>Notes</strong><ul>{notes}</ul></div>' if notes else ""
-    said = "".join(f'<p class="lead">{escaped(text)}</p>' for text in found.sentences)
+    said = "".join(f'<p class="lead">{escaped(text)}</p>' for text in (found.conclusion, *found.sentences))
     shown = "".join(f"<li>{escaped(text)}</li>" for kind in ("context", "simple") for text in found.prompts[kind][:8])
     how = "; ".join(f"{key} {value}" for key, value in found.settings.items())
     return (
