@@ -110,7 +110,8 @@ class Resampler(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         features, queries = self.proj_in(features), self.latents.expand(len(features), -1, -1)
-        for attend, forward in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attend, forward = layer.children()
             queries = queries + attend(features, queries)
             queries = queries + forward(queries)
         return self.norm_out(self.proj_out(queries))
@@ -138,7 +139,8 @@ def projection_for(method: str, tensors: Mapping[str, Tensor], name: str) -> nn.
         ArtefactError: of the other method, or of none that is known here.
     """
     shapes = {key.removeprefix("image_proj."): each.shape for key, each in tensors.items() if key.startswith("image_")}
-    kind, made = "", None
+    kind = ""
+    made: nn.Module | None = None
     with torch.device("meta"):
         if shapes.keys() >= {"proj.weight", "norm.weight"}:
             (wide, features), (width,) = shapes["proj.weight"], shapes["norm.weight"]
@@ -182,7 +184,7 @@ def adapter(
     image.load_state_dict(
         {name: tensors[f"image_proj.{name}"].float() for name in image.state_dict()}, strict=True, assign=True
     )
-    layers = {}
+    layers: dict[str, tuple[nn.Module, nn.Module]] = {}
     for k, name in sites.items():
         like = _own(base.denoiser.get_submodule(name), "k").weight
         pair = [_linear(tensors[f"ip_adapter.{k}.to_{part}_ip.weight"].to(like)) for part in "kv"]
@@ -206,7 +208,7 @@ def shown(subject: Subject, background: Background) -> Image:
     """The picture that is read: the subject's first, whole (the paper), or the subject alone before one colour.
 
     Raises:
-        ImageError: the subject is to be alone, and its mask is not there or shows nothing.
+        ImageError: the subject is to be alone, and has no mask.
     """
     image, mask = subject.images[0], subject.masks[0]
     if background == "keep":
@@ -217,8 +219,6 @@ def shown(subject: Subject, background: Background) -> Image:
             f"{file} has no mask, which background={background} needs: make one with `thisness masks`, or leave "
             "background=keep"
         )
-    if float(np.max(mask)) <= 0:
-        raise ImageError(f"the mask of {file} shows no subject: mend it, or leave background=keep")
     pixels = np.asarray(image, np.float32) * mask[..., None] + _GREYS[background] * (1 - mask[..., None])
     return fromarray(pixels.round().astype(np.uint8))
 
@@ -327,8 +327,8 @@ class IPAdapter(ZeroShotMethod):
         features, null = image_features(image, encoder, reads, base.device)
         if features.shape[-1] != width:
             raise ArtefactError(
-                f"image_encoder {encoder} gives {reads} features of width {features.shape[-1]}, and {weights.name} reads "
-                f"{width}: give the image encoder that it was trained with"
+                f"image_encoder {encoder} gives {reads} features of width {features.shape[-1]}, and {weights.name} "
+                f"reads {width}: give the image encoder that it was trained with"
             )
         features, null = features.cpu(), null.cpu()
         tensors = {
