@@ -67,8 +67,8 @@ def train(
     what: Annotated[
         str,
         typer.Argument(
-            help="all, reader, teacher, judge, vae, text, clip, identity, unet, vae-decoder; or data, latents, "
-            "features, assemble."
+            help="all, reader, teacher, judge, vae, text, clip, identity, unet, vae-decoder; what reads a picture: "
+            "elite, blip-diffusion, ezigen, ip-adapter, ip-adapter-plus; or data, latents, features, assemble."
         ),
     ] = "all",
     folder: Annotated[Path, typer.Option(help="Where checkpoints, data and logs lie.")] = Path(".train"),

@@ -40,6 +40,11 @@ ORDER = (
     "unet",
     "vae-decoder",
     "assemble",
+    "elite",  # what follows is for the base that was assembled; `assemble` again ships it
+    "blip-diffusion",
+    "ezigen",
+    "ip-adapter",
+    "ip-adapter-plus",
 )
 
 
@@ -209,6 +214,59 @@ def train_identity(place: Workplace, steps: int | None = None, stop_after: float
     return done
 
 
+def train_ezigen(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from ...bases import load_base
+    from .ezigen import EZIGEN, PICTURES, EZIGenTask
+
+    vae = place.built("vae")
+    latents, subjects = encoded("latents", place, vae), encoded("subjects", place, vae, PICTURES)
+    task = EZIGenTask(load_base("playroom-sd"), place.train_data(), place.held_out_data(), latents, subjects)
+    done = _run(task, EZIGEN, place, steps, stop_after)
+    if done:
+        task.save(place.built("ezigen"))
+    return done
+
+
+def train_ip_adapter(name: str, place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from ...bases import load_base
+    from .ip_adapter import IP_ADAPTER, IPAdapterTask
+
+    latents = encoded("latents", place, place.built("vae"))
+    task = IPAdapterTask(name, load_base("playroom-sd"), place.train_data(), place.held_out_data(), latents)
+    done = _run(task, IP_ADAPTER, place, steps, stop_after)
+    if done:
+        task.save(place.built(name))
+    return done
+
+
+def train_elite(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    """Both stages; the second begins when the first is done."""
+    from ...bases import load_base
+    from .elite import GLOBAL, LOCAL, EliteGlobalTask, EliteLocalTask
+
+    data = place.train_data(), place.held_out_data(), encoded("latents", place, place.built("vae"))
+    first = EliteGlobalTask(load_base("playroom-sd"), *data)
+    if not _run(first, GLOBAL, place, steps, stop_after):
+        return False
+    second = EliteLocalTask(load_base("playroom-sd"), *data, mapper=first.mapper.cpu())
+    done = _run(second, LOCAL, place, steps, stop_after)
+    if done:
+        second.finish(place.built("elite"))
+    return done
+
+
+def train_blip_diffusion(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
+    from ...bases import load_base
+    from .blip_diffusion import BLIP, BlipDiffusionTask
+
+    latents = encoded("latents", place, place.built("vae"))
+    task = BlipDiffusionTask(load_base("playroom-sd"), place.train_data(), place.held_out_data(), latents)
+    done = _run(task, BLIP, place, steps, stop_after)
+    if done:
+        task.finish(place.built("blip-diffusion"))
+    return done
+
+
 def snapshot(place: Workplace) -> Path:
     """The averaged UNet of the newest checkpoint of a training that still runs, as a diffusers folder.
 
@@ -257,7 +315,7 @@ def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None)
     write_json(folder / "text_encoder" / "config.json", config)
     if (place.built("judge") / "config.json").exists():
         Reader.load(place.built("judge")).save(target / "judge")
-    for name in ("clip", "identity"):
+    for name in ("clip", "identity", "elite", "blip-diffusion", "ezigen", "ip-adapter", "ip-adapter-plus"):
         if (place.built(name) / "config.json").exists():
             _ship_encoder(place.built(name), target / name)
 
@@ -284,6 +342,11 @@ STEPS: dict[str, Callable[..., bool]] = {
     "clip": train_clip,
     "identity": train_identity,
     "unet": train_unet,
+    "elite": train_elite,
+    "blip-diffusion": train_blip_diffusion,
+    "ezigen": train_ezigen,
+    "ip-adapter": lambda place, **kw: train_ip_adapter("ip-adapter", place, **kw),
+    "ip-adapter-plus": lambda place, **kw: train_ip_adapter("ip-adapter-plus", place, **kw),
 }
 
 
@@ -324,6 +387,11 @@ def run(
             "identity": ["teacher"],
             "unet": ["vae", "text", "teacher"],
             "vae-decoder": ["vae"],
+            "elite": ["vae"],
+            "blip-diffusion": ["vae"],
+            "ezigen": ["vae"],
+            "ip-adapter": ["vae"],
+            "ip-adapter-plus": ["vae"],
         }
         missing = [need for need in needs.get(name, []) if not (place.built(need) / "config.json").exists()]
         if missing:
