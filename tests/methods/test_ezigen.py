@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_ezigen import random_adapter, read, write_weights
 
 import tiny
 from thisness.attention import attached, rows_of
 from thisness.concept import Concept
 from thisness.conditioning import encode, encode_negative
 from thisness.errors import ArtefactError, ConfigurationError
-from thisness.files import save_tensors, write_json
+from thisness.files import save_tensors
 from thisness.generation import generate
 from thisness.methods.ezigen import (
     FEATURES,
@@ -26,38 +27,16 @@ from thisness.methods.ezigen import (
     subject_features,
 )
 from thisness.methods.ezigen_adapter import (
-    EZIGenAdapter,
     KeysValues,
     SubjectAttention,
     appearance_steps,
     first_step,
 )
 from thisness.methods.ezigen_import import read_released, released_names
-from thisness.methods.zero_shot import read_subject
 from thisness.sampling import SamplingOptions, sample
 from thisness.subject import Subject
 
 OPTIONS = SamplingOptions(steps=5, guidance=3.0)
-FIXED = {"preset": "default", "settings": {"share": 0.4, "min_loops": 2, "max_loops": 2}}
-
-
-def random_adapter(base, residual="plain", gate=0.7):
-    adapter = EZIGenAdapter.of(base.denoiser, residual)
-    draws = torch.Generator().manual_seed(5)
-    for site in adapter.sites:
-        site.feature_scale.data += 0.2 * torch.randn((), generator=draws)
-        site.to_k.weight.data += 0.1 * torch.randn(site.to_k.weight.shape, generator=draws)
-        if residual == "plain":
-            site.gate.data.fill_(gate)
-    return adapter.eval().requires_grad_(False)
-
-
-def write_weights(folder, base, adapter, **config):
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", adapter.state_dict())
-    told = {"method": "ezigen", "base": base.signature, "base_name": base.name, "prompt": "a photo of a {noun}"}
-    write_json(folder / "config.json", {**told, **adapter.sizes, **config})
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +60,6 @@ def one(subject):
 @pytest.fixture(scope="module")
 def weights(base, tmp_path_factory):
     return write_weights(tmp_path_factory.mktemp("weights") / "w", base, random_adapter(base))
-
-
-def read(one, base, weights, **settings):
-    given = {"weights": weights, "share": 0.4, "min_loops": 2, "max_loops": 2, **settings}
-    return read_subject("ezigen", one, base, preset="default", settings=given)
 
 
 def features_of(base, subject, masks=None):

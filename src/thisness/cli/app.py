@@ -43,6 +43,7 @@ def build(words: Sequence[str] = ()) -> TyperGroup:
     from thisness.cli.convert import convert
     from thisness.cli.demo import demo
     from thisness.cli.doctor import doctor
+    from thisness.cli.edit import edit
     from thisness.cli.export import export
     from thisness.cli.generate import generate
     from thisness.cli.inspect import inspect
@@ -52,7 +53,7 @@ def build(words: Sequence[str] = ()) -> TyperGroup:
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_callback)
-    for function in (demo, generate, learn, compare, sweep, attention, inspect, export, convert, masks, doctor):
+    for function in (demo, generate, edit, learn, compare, sweep, attention, inspect, export, convert, masks, doctor):
         app.command(function.__name__, no_args_is_help=function is not demo)(function)
     for name, help_text in _GROUPS.items():
         if name in words:

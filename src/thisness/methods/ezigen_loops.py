@@ -154,7 +154,7 @@ class Loops:
         looping = [each for each in interventions if type(each).companion is Intervention.companion]
         if asked.compat:
             negative = encode_negative(base)
-        similar = _Similarity(base, asked)
+        similar = Similarity(base, asked)
         fixed = [_second(draw) for draw in draws]
         noise = _noise(fixed, first)
         now, results = first, [first]
@@ -240,7 +240,7 @@ class Loops:
         return chosen
 
 
-class _Similarity:
+class Similarity:
     """cos of two pictures' vectors; each picture is encoded once. Nothing is opened where nothing depends on it."""
 
     def __init__(self, base: Base, settings: LoopSettings) -> None:

@@ -17,11 +17,11 @@ from ...training.precision import fastest
 from ..data import BLOCK
 from .common import Workplace
 
-SHAPES = {"latents": (8, 16, 16), "features": (96, 8, 8)}
+SHAPES = {"latents": (8, 16, 16), "subjects": (8, 16, 16), "features": (96, 8, 8)}
 
 
 def _model_file(kind: str, model: Path) -> Path:
-    return model / ("diffusion_pytorch_model.safetensors" if kind == "latents" else "model.safetensors")
+    return model / ("model.safetensors" if kind == "features" else "diffusion_pytorch_model.safetensors")
 
 
 @torch.no_grad()
@@ -37,6 +37,13 @@ def _encode_block(kind: str, place: Workplace, model: str, block: int) -> int:
 
         vae = AutoencoderKL.from_pretrained(model).eval().to(place.device)
         parts = [encode(vae, data.pictures(rows[i : i + 64]).to(place.device))[0] for i in range(0, BLOCK, 64)]
+    elif kind == "subjects":
+        from diffusers import AutoencoderKL
+
+        from .ezigen import encoded_subjects
+
+        vae = AutoencoderKL.from_pretrained(model).eval().to(place.device)
+        parts = [encoded_subjects(vae, data, rows[i : i + 64]) for i in range(0, BLOCK, 64)]
     else:
         from ..models import Reader
 
@@ -53,14 +60,14 @@ def _encode_block(kind: str, place: Workplace, model: str, block: int) -> int:
     return block
 
 
-def encoded(kind: str, place: Workplace, model: Path) -> np.ndarray:
-    """Rows of `latents` (posterior means, unscaled, N x 8 x 16 x 16) or of the teacher's `features` (N x 96 x 8 x
-    8), float16.
+def encoded(kind: str, place: Workplace, model: Path, pictures: int | None = None) -> np.ndarray:
+    """Rows of `latents` (posterior means, unscaled, N x 8 x 16 x 16), of those of `subjects` cut out, or of the
+    teacher's `features` (N x 96 x 8 x 8), float16; of the first `pictures`, or of all.
 
     Whatever is missing is computed by `place.workers` processes; rows of another model's file are thrown away.
     """
     place.train_data()
-    blocks, shape = -(-place.pictures // BLOCK), SHAPES[kind]
+    blocks, shape = -(-min(pictures or place.pictures, place.pictures) // BLOCK), SHAPES[kind]
     path, state_file = place.root / "data" / f"{kind}.f16", place.root / "data" / f"{kind}.json"
     mark = sha256(_model_file(kind, model))
     state = json.loads(state_file.read_text()) if state_file.exists() else {}
