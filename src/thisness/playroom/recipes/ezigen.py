@@ -37,7 +37,7 @@ from ..world import BACKGROUNDS
 from .common import picture_grid
 
 EZIGEN = LoopConfig(
-    steps=1800,
+    steps=1500,
     lr=5e-4,
     betas=(0.9, 0.99),
     weight_decay=0.01,
