@@ -30,8 +30,8 @@ ABLATIONS = {
     "no-attention-loss=detex:attention_weight=0": "no attention loss",
     "gamma-0=detex:gamma=0": "gamma 0: backgrounds stay",
     "gamma-1=detex:gamma=1": "gamma 1: all backgrounds removed",
-    "masked=detex:masked=true": "masked diffusion loss where the background is removed",
-    "masked-only=detex:masked=true,attention_weight=0": "the same instead of the attention loss",
+    "unmasked=detex:masked=false": "the loss counts the fill of removed backgrounds, too (as the paper)",
+    "unmasked-random=detex:masked=false,fill=random": "the same, with fills of several random colours",
 }
 JUDGE = 'oracle:columns="follow,pose,background"'
 COLUMNS = (

@@ -371,7 +371,7 @@ class Detex(TuningMethod):
         "small": {
             "steps": 400, "lr": 2e-3, "word_lr": 0.01, "mapper_lr": 2e-3, "batch_size": 4, "prior_batch": 4,
             "prior_pictures": 32, "captions": "plain", "start": "", "schedule": "cosine", "clip": 1.0,
-            "centred": True, "drop_pose": 0.2,
+            "centred": True, "drop_pose": 0.2, "masked": True,
             "pose_words": "{word}", "background_words": "in the {word}",
             "pose_start": "standing sitting sleeping jumping running waving",
             "background_start": "beach forest snow city grass night kitchen desert mountains room",
