@@ -47,6 +47,7 @@ class ImageTokens(Intervention):
         self._values: dict[str, tuple[Tensor, Tensor]] = {}  # given keys and values that are not made of `given`
         self._absent: set[str] = set()
         self._made: dict[str, tuple[Tensor, Tensor]] = {}  # by site: (3, M, heads * D)
+        self._laid: dict[str, tuple[object, Tensor, Tensor]] = {}  # by site, for the rows of a call: (B, H, M, D)
 
     def match(self, site: Site) -> bool:
         return site.name in self.layers
@@ -59,15 +60,18 @@ class ImageTokens(Intervention):
         self.given = tokens
         self._values.clear()
         self._made.clear()
+        self._laid.clear()
 
     def change_values(self, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Let the sentence's rows read other keys and values, (M, heads * D) each, by name of the site."""
         self._values.update(values)
         self._made.clear()
+        self._laid.clear()
 
     def hide_from(self, role: str) -> None:
         """Let rows of a role see no picture: those of a second process that shows another subject."""
         self._absent.add(role)
+        self._laid.clear()
 
     @torch.no_grad()
     def keys_values(self, name: str) -> tuple[Tensor, Tensor]:
@@ -88,11 +92,15 @@ class ImageTokens(Intervention):
                 f"the model was called with {len(q)} rows but the roles of {len(context.rows)} are known: set "
                 "context.rows, or sample with thisness.sample, which does"
             )
-        which = [self._read_by(row.role) for row in context.rows]
-        keys, values = (
-            each[which].to(q).unflatten(-1, (q.shape[1], -1)).transpose(1, 2) for each in self.keys_values(site.name)
-        )
-        return out + self.scale * F.scaled_dot_product_attention(q, keys, values).to(out.dtype)
+        laid = self._laid.get(site.name)
+        if laid is None or laid[0] != (context.rows, q.dtype, q.device):
+            which = [self._read_by(row.role) for row in context.rows]
+            keys, values = (
+                each[which].to(q).unflatten(-1, (q.shape[1], -1)).transpose(1, 2).contiguous()
+                for each in self.keys_values(site.name)
+            )
+            laid = self._laid[site.name] = ((context.rows, q.dtype, q.device), keys, values)
+        return out + self.scale * F.scaled_dot_product_attention(q, laid[1], laid[2]).to(out.dtype)
 
     def _read_by(self, role: str) -> int:
         if role == "uncond" or role.endswith("-uncond") or role in self._absent:
