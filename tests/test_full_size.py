@@ -96,3 +96,49 @@ def test_a_picture_is_made(base):
     assert made.images[0].size == (SIDE, SIDE) and made.record["machine"]["dtype"] == "bfloat16"
     assert len(set(made.images[0].tobytes())) > 8  # not one flat colour
     print(f"\nfull-size SD 1.5, bf16, {SIDE} px: a picture of one step, peak {memory():.1f} GiB")
+
+
+@pytest.mark.slow
+def test_elite_in_its_published_sizes_loads_and_takes_a_step(base):
+    from thisness.attention import attached, rows_of
+    from thisness.methods.elite import GlobalMapper, LocalAttention, LocalMapper, keys_and_values, open_mappers
+    from thisness.methods.zero_shot import AdapterWeights
+
+    tensors = {}
+    for part, kind in (("global", GlobalMapper), ("local", LocalMapper)):
+        mapper = kind(5, 1024, 1024, 768, keys_and_values(base.denoiser))
+        tensors |= {f"{part}.{name}": value for name, value in mapper.state_dict().items()}
+    whole, local = open_mappers(AdapterWeights("random", {}, tensors, ""), base)
+    states = [torch.randn(1, 257, 1024) for _ in range(5)]
+    with torch.no_grad():
+        assert whole(states).shape == (1, 5, 768)
+        read = local(states).to(base.dtype)
+        projected = {
+            name: torch.nn.functional.linear(read, local.projection(name).to(base.dtype)) for name in local.names
+        }
+        acting = LocalAttention(
+            "dog", lambda site: (projected[f"{site}.to_k.weight"], projected[f"{site}.to_v.weight"]), 0.8
+        )
+        text = encode(base, "a photo of a dog")
+        latents = torch.randn(1, 4, SIDE // 8, SIDE // 8, dtype=base.dtype)
+        plain = base.denoiser(latents, 500, text.embeds, return_dict=False)[0]
+        with attached(base.denoiser, acting) as context:
+            context.rows, context.spans = rows_of(["cond"], 1), {"cond": text.spans}
+            found = base.denoiser(latents, 500, text.embeds, return_dict=False)[0]
+    assert torch.isfinite(found).all() and not torch.equal(found, plain)
+
+
+@pytest.mark.slow
+def test_blip_diffusions_encoder_in_its_published_size_loads_and_reads(base):
+    from thisness.methods.blip_diffusion import build
+    from thisness.methods.blip_qformer import QFormer, QFormerConfig, VisionConfig
+    from thisness.methods.zero_shot import AdapterWeights
+
+    with torch.device("meta"):
+        sizes = {name: value.shape for name, value in QFormer(QFormerConfig(), VisionConfig()).state_dict().items()}
+    tensors = {name: 0.02 * torch.randn(shape) for name, shape in sizes.items()}
+    model = build(AdapterWeights("random", {"qformer": {}, "vision": {}}, tensors, ""), base)
+    with torch.no_grad():
+        states = model.visual_encoder(torch.randn(1, 3, 224, 224))
+        rows = model(states, torch.tensor([[101, 3899, 102]]))
+    assert states.shape == (1, 257, 1024) and rows.shape == (1, 16, 768) and torch.isfinite(rows).all()
