@@ -16,6 +16,7 @@ from ..bases import Base
 from ..concept import Concept
 from ..methods import learn, method_named
 from ..methods.registry import settings_for
+from ..methods.zero_shot import ZeroShotMethod, weights_hash
 from ..subject import Subject
 from .recipes import NamedRecipe
 
@@ -93,7 +94,11 @@ class Learned(Way):
         return settings_for(method_named(self.method), base, self.given, self.named.preset)
 
     def settings(self, base: Base) -> dict[str, Any]:
-        return json.loads(json.dumps(method_named(self.method).decisive(self._full(base))))
+        chosen, full = method_named(self.method), self._full(base)
+        found = dict(chosen.decisive(full))
+        if issubclass(chosen, ZeroShotMethod):  # other weights of its own are another recipe
+            found["weights_hash"] = weights_hash(self.method, str(getattr(full, "weights", "") or ""))
+        return json.loads(json.dumps(found))
 
     def keeps(self, base: Base) -> frozenset[str]:
         return method_named(self.method).can_keep(self._full(base))

@@ -140,6 +140,13 @@ def embedded_folder(method: str) -> Path:
     return Path(str(resources.files("thisness").joinpath("playroom", "weights", method)))
 
 
+def weights_hash(method: str, given: str = "") -> str:
+    """SHA-256 of the weights that a method would read with, where they lie on this machine; else ""."""
+    path = Path(given).expanduser() if given else embedded_folder(method)
+    file = path / WEIGHTS if path.is_dir() else path
+    return sha256(file) if file.is_file() else ""
+
+
 def _folder(method: str, given: str) -> Path:
     if not given:
         folder = embedded_folder(method)
