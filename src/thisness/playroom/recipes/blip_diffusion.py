@@ -37,7 +37,7 @@ BLIP = LoopConfig(
     preview_every=300,
 )
 QUERIES, RANK, LEVEL = 8, 8, -1
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 0,
     "max_position_embeddings": 8, "num_query_tokens": QUERIES,
 }  # fmt: skip
@@ -48,11 +48,12 @@ class BlipDiffusionTask(WordHostTask):
     """Queries, projection and low-rank weights; all else is frozen."""
 
     name = NAME
+    words = QUERIES
     keeps_noun = True
     drop_subject = 0.15
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, words=QUERIES, **more)
+        super().__init__(*args, **more)
         width = int(self.text_encoder.config.hidden_size)
         config = QFormerConfig(**SIZES, encoder_hidden_size=self.encoder.width, words_size=width, out_size=width)
         torch.manual_seed(BLIP.seed)

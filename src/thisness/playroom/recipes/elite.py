@@ -67,9 +67,10 @@ class EliteGlobalTask(WordHostTask):
     """Stage 1."""
 
     name = "elite-global"
+    words = len(LEVELS)
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, words=len(LEVELS), **more)
+        super().__init__(*args, **more)
         denoiser = self.base.denoiser
         width = int(self.text_encoder.config.hidden_size)
         torch.manual_seed(GLOBAL.seed)
@@ -109,7 +110,7 @@ class EliteLocalTask(WordHostTask):
     name = "elite-local"
 
     def __init__(self, *args: Any, mapper: GlobalMapper, **more: Any) -> None:
-        super().__init__(*args, words=1, **more)
+        super().__init__(*args, **more)
         self.frozen = mapper.eval().requires_grad_(False)
         denoiser = self.base.denoiser
         put_on(denoiser, self.frozen)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class BatchRows(nn.Module):
 
     def __init__(self, original: nn.Module, first: int) -> None:
         super().__init__()
-        self.original, self.first, self.rows = original, first, torch.zeros(0)
+        self.original: Any = original
+        self.first, self.rows = first, torch.zeros(0)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (batch, length) -> (batch, length, width)."""
@@ -71,14 +72,19 @@ class WordHostTask(Task):
     Args:
         base: frozen, for this task alone.
         latents: of the training pictures, (N, *latent_shape) unscaled.
+
+    Attributes:
         words: how many tokens take the toy's place.
+        keeps_noun: whether the noun follows them.
+        drop_subject: how often the noun stands alone.
     """
 
+    words = 1
     keeps_noun = False
     drop_subject = 0.0
 
     def __init__(
-        self, base: Base, data: PlayroomData, held_out: PlayroomData, latents: np.ndarray, words: int,
+        self, base: Base, data: PlayroomData, held_out: PlayroomData, latents: np.ndarray,
         batch_size: int = 16, encoder: str = ENCODER,
     ) -> None:  # fmt: skip
         from diffusers.models.attention_processor import AttnProcessor
@@ -90,9 +96,9 @@ class WordHostTask(Task):
             module.eval().requires_grad_(False)
         self.tokenizer = copy.deepcopy(base.tokenizer)
         self.first = len(self.tokenizer)
-        self.tokens = tuple(f"<w-{number}>" for number in range(words))
+        self.tokens = tuple(f"<w-{number}>" for number in range(self.words))
         self.tokenizer.add_tokens(list(self.tokens))
-        self.text_encoder: Any = base.modules["text_encoder"]
+        self.text_encoder = cast(Any, base.modules["text_encoder"])
         self.table = BatchRows(self.text_encoder.get_input_embeddings(), self.first)
         self.text_encoder.set_input_embeddings(self.table)
         self.alphas = cumulative_alphas(base.scheduler)
