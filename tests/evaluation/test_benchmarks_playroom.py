@@ -158,3 +158,36 @@ def test_control_asks_for_what_a_reference_shows_and_its_sentence_does_not(unren
             assert all(said[other] != truths[i][other] for other in said if other != attribute)
     pictures = {case.keep[0] for case in bench.cases if case.family == "keep-pose"}
     assert pictures == {f"pose:{i}" for i in range(4)}
+
+
+@pytest.fixture
+def posed(monkeypatch, tmp_path):
+    monkeypatch.setattr(playroom, "_rendered", lambda index, folder: tmp_path / str(index))
+    return load_benchmark("playroom", size="pose")
+
+
+def test_pose_asks_for_every_pose_but_that_of_the_one_reference(posed):
+    assert len(posed.subjects) == 21 and len(posed.seeds) == 3
+    assert all(each.live and len(each.pictures) == len(each.truths) == 1 for each in posed.subjects)
+    for subject in posed.subjects:
+        cases = [case for case in posed.cases if case.subjects == (("subject", subject.name),)]
+        assert len({case.text for case in cases}) == 11
+        shown = subject.truths[0]
+        alone = {read_back(case.text)["pose"] for case in cases if case.family == "pose"}
+        assert alone == set(poses_of(subject.noun)) - {shown["pose"]}
+        for case in cases:
+            said = read_back(case.text)
+            assert said == dict(case.expected) and said["pose"] != shown["pose"]
+            assert said.get("background") != shown["background"]
+            assert {"object", "background"} & said.keys() == {
+                "pose": set(), "pose-object": {"object"}, "pose-place": {"background"}
+            }[case.family]  # fmt: skip
+
+
+def test_one_is_a_part_of_full_of_one_reference(monkeypatch, tmp_path):
+    monkeypatch.setattr(playroom, "_rendered", lambda index, folder: tmp_path / str(index))
+    one, full = (load_benchmark("playroom", size=size) for size in ("one", "full"))
+    assert len(one.subjects) == 20 and all(len(each.pictures) == 1 for each in one.subjects)
+    ids = {case.id for case in full.cases}
+    assert all(case.id in ids for case in one.cases) and len(one.cases) == 200
+    assert {case.family for case in one.cases} == set(FAMILIES) - {"drift"}

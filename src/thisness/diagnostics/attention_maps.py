@@ -158,6 +158,8 @@ def attention_maps(
     resolution: int | None = None,
     layers: Sequence[int] | None = None,
     during: tuple[int, int] | None = None,
+    adjust: Sequence[Any] = (),
+    interventions: Sequence[Any] = (),
     seeds: Sequence[int] = (0,),
     options: SamplingOptions | None = None,
     batch_size: int = 4,
@@ -176,6 +178,7 @@ def attention_maps(
             default, brought to the largest.
         layers: numbers of the cross-attention layers in order of running; all by default.
         during: first and last step, from 0; all by default.
+        adjust, interventions: what the pictures are made with, as for `generate`; these act before the look.
         seeds: a picture for each.
         options, batch_size, progress: as for `generate`.
 
@@ -208,7 +211,8 @@ def attention_maps(
         base,
         asked,
         concept=concept,
-        interventions=[capture],
+        adjust=adjust,
+        interventions=[*interventions, capture],
         seeds=seeds,
         options=options,
         batch_size=batch_size,

@@ -103,6 +103,8 @@ def diagnose_pose_bias(
     encoder: ImageEncoder,
     *,
     concept: Concept | None = None,
+    adjust: Sequence[Any] = (),
+    interventions: Sequence[Any] = (),
     neutral: str = "",
     seeds: Sequence[int] = tuple(range(32)),
     controls: int = CONTROLS,
@@ -125,6 +127,7 @@ def diagnose_pose_bias(
         subject: its references; its noun is what the plain base draws.
         encoder: that sees poses; one that was trained to look through them, as an identity encoder, is blind here.
         concept: what was learned; None looks at the plain base itself, whose answer is near 1.
+        adjust, interventions: what the subject's pictures are made with, as for `generate`; not the plain base's.
         neutral: the sentence without the pose; by default it ends with the placeholder.
         seeds: of the generated pictures, 4 at least.
         controls: pictures in each of the other three sets, 4 at least and at most as many as seeds.
@@ -157,6 +160,8 @@ def diagnose_pose_bias(
             sentence,
             subject=subject,
             concept=learned,
+            adjust=adjust if learned is not None else (),
+            interventions=interventions if learned is not None else (),
             seeds=chosen,
             options=options,
             batch_size=batch_size,

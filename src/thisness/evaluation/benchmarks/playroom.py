@@ -4,7 +4,7 @@ every reference."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from ...errors import ArtefactError
 from ...files import cache_root, directory, read_json, safe_name, verify_directory
 from ...playroom.captions import ATTRIBUTES, UNKNOWN, labels
 from ...playroom.subjects import held_out_identity, reference_scenes, subject_name, write_subject
-from ...playroom.world import CREATURES, WORLD, Scene
+from ...playroom.world import CLASSES, CREATURES, WORLD, Scene
 from ..items import BenchSubject, Case
 from .layout import Contents
-from .playroom_prompts import DRIFT, FAMILIES, asks, control_asks
+from .playroom_prompts import DRIFT, FAMILIES, POSED, Ask, asks, control_asks, pose_asks
 from .sentences import context_of
 
 REFERENCES, SIDE = 4, 128
@@ -31,6 +31,7 @@ class Size:
 
 
 CONTROL_TOYS = tuple(range(12))
+POSE_TOYS = tuple(index for index in range(30) if index % len(CLASSES) < len(CREATURES))  # things have three poses only
 SIZES = {
     "smoke": Size((0, 7), dict.fromkeys(FAMILIES, 1)),  # a dog and a teapot
     "small": Size(
@@ -38,6 +39,10 @@ SIZES = {
         {"pose": 2, "background": 2, "accessory": 2, "object": 2, "style": 1, "two-part": 2, "two-toy": 1, "drift": 2},
     ),
     "full": Size(tuple(range(30)), dict.fromkeys(FAMILIES)),
+    "one": Size(
+        tuple(range(20)),
+        {"pose": 2, "background": 2, "accessory": 1, "object": 1, "style": 1, "two-part": 2, "two-toy": 1, "drift": 0},
+    ),
 }
 
 
@@ -46,19 +51,20 @@ def read(folder: Path | None, size: str) -> Contents:
 
     Args:
         folder: where they are kept; a cache by default.
-        size: "smoke", "small", "full", or "control": toys with something of a reference kept
-            (with "-1", "-2", "-3": of so many references).
+        size: "smoke", "small", "full", "one" (of one reference), "pose" (of one reference, in other poses), or
+            "control": toys with something of a reference kept (with "-1", "-2", "-3": of so many references).
 
     Raises:
         ArtefactError: `folder` holds something else.
     """
     if size.startswith("control"):
         return _control(folder)
-    wanted = SIZES[size]
+    said_of: Callable[[int], Mapping[str, list[Ask]]] = pose_asks if size == "pose" else asks
+    wanted = Size(POSE_TOYS, dict.fromkeys(POSED) | {"drift": 0}) if size == "pose" else SIZES[size]
     subjects = tuple(toy(index, folder) for index in wanted.toys)
     cases: list[Case] = []
     for index, subject in zip(wanted.toys, subjects, strict=True):
-        for family, said in asks(index).items():
+        for family, said in said_of(index).items():
             for ask in said[: wanted.sentences[family]]:
                 name = f"{subject.name}-{family}-{safe_name(ask.words)}"
                 place = (("subject", subject.name),)

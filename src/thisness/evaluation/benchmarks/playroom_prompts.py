@@ -104,6 +104,30 @@ def control_asks(index: int) -> dict[str, list[Kept]]:
     return found
 
 
+POSED = ("pose", "pose-object", "pose-place")
+"""Families of the size "pose": each of the toy's poses but its one reference's, alone and with something else."""
+
+
+def pose_asks(index: int) -> dict[str, list[Ask]]:
+    """Eleven sentences for held-out creature number `index`, none of which asks for the pose of its first reference:
+    all other poses alone, with each object, in two places.
+
+    After the pose set of "Harmonizing Visual and Textual Embeddings" (arXiv 2403.14155), some of whose actions come
+    with an object ("playing guitar").
+    """
+    who, scene = held_out_identity(index), reference_scenes(index)[0]
+    poses = rotated([pose for pose in poses_of(who.noun) if pose not in (UNSAID, scene.subject.pose)], index)
+    colours = rotated([name for name in COLOURS if name not in (who.colour, who.second_colour)], 3 * index)
+    places = rotated([place for place in BACKGROUNDS if place != scene.background], index)
+    beside = [_beside(thing, colour) for thing, colour in zip(OBJECTS, colours, strict=False)]
+    found = [_pose(pose) for pose in poses]
+    return {
+        "pose": found,
+        "pose-object": [_both(found[n % len(found)], ask) for n, ask in enumerate(beside)],
+        "pose-place": [_both(found[-1 - n], _place(place)) for n, place in enumerate(places[:2])],
+    }
+
+
 DRIFT = (
     Ask(
         "cat",
