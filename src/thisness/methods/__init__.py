@@ -10,8 +10,10 @@ from . import (  # noqa: F401  (they register themselves)
     elite,
     ezigen,
     harmonizing_orchestrate,
+    harmonizing_probe,
     harmonizing_swap,
     ip_adapter,
+    ominicontrol,
     tea_adjustment,
     textual_inversion,
 )
