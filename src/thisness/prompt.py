@@ -151,18 +151,19 @@ class FilledPrompt:
         """A sentence that has no placeholders, taken as it is; may be empty (a negative prompt)."""
         return cls(text, text)
 
-    def tokenize(self, tokenizer, max_length: int | None = None) -> TokenSpans:
+    def tokenize(self, tokenizer, max_length: int | None = None, *, cut: bool = False) -> TokenSpans:
         """Ids, and the role of each token.
 
         Args:
             tokenizer: a tokenizer of transformers, of the CLIP kind.
             max_length: tokens in all, with those at the beginning, the end and the padding; the tokenizer's by default.
+            cut: leave out what is too long instead of refusing it; for an encoder that only sums up the sentence.
 
         Raises:
             PromptError: too long (the part that would be cut is shown), characters or learned words that the
                 tokenizer does not know.
         """
-        return tokenize(self.text, self.slots, tokenizer, max_length)
+        return tokenize(self.text, self.slots, tokenizer, max_length, cut)
 
 
 def clean_text(text: str, what: str) -> str:

@@ -90,7 +90,9 @@ class TokenSpans:
         return self.text[start:end]
 
 
-def tokenize(text: str, slots: Sequence[FilledSlot], tokenizer: Any, max_length: int | None = None) -> TokenSpans:
+def tokenize(
+    text: str, slots: Sequence[FilledSlot], tokenizer: Any, max_length: int | None = None, cut: bool = False
+) -> TokenSpans:
     """Ids and roles of a filled sentence; see `FilledPrompt.tokenize`."""
     limit = max_length if max_length is not None else tokenizer.model_max_length
     if not 2 <= limit <= 100_000:  # transformers writes 10**30 where a tokenizer names no length
@@ -102,6 +104,9 @@ def tokenize(text: str, slots: Sequence[FilledSlot], tokenizer: Any, max_length:
     marks = [bool(mark) and start == end for mark, (start, end) in zip(special, offsets, strict=True)]
     _check_learned(text, slots, offsets)
     _check_known(text, ids, offsets, marks, tokenizer)
+    if cut and len(ids) > limit:
+        kept = [*range(limit - 1), len(ids) - 1]  # as transformers truncates: the end mark stays
+        ids, offsets, marks = ([each[at] for at in kept] for each in (ids, offsets, marks))  # type: ignore[assignment]
     _check_length(text, ids, offsets, marks, limit)
     places = [_tokens_of(slot, offsets, marks) for slot in slots]
     roles = _roles(text, offsets, marks, places)

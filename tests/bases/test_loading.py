@@ -291,7 +291,8 @@ def test_every_entry_is_complete():
     for facts in known().values():
         assert facts.family in FAMILIES and facts.licence and facts.schedule
         assert bool(facts.hub) != bool(facts.folder)
-        assert facts.resolution in (128, 512, 768, 1024) and facts.prediction_type in ("epsilon", "v_prediction")
+        assert facts.resolution in (128, 512, 768, 1024)
+        assert facts.prediction_type in ("epsilon", "v_prediction", "flow_prediction")
     assert {"playroom-sd", "sd1.4", "sd1.5", "sd2.0", "sd2.1", "sd2.1-base"} <= known().keys()
 
 

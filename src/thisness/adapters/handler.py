@@ -14,8 +14,7 @@ from ..bases.registry import find
 from ..concept import Concept
 from ..errors import ArtefactError, ConfigurationError, nearest
 from ..files import directory, listed, load_tensors, save_tensors, write_text
-from .kohya import WORDS as KOHYA_WORDS
-from .kohya import kohya_lora, kohya_words
+from .kohya import WORD_KEYS, kohya_lora, kohya_words
 from .lora import attached_lora
 from .replaced import replaced_weights
 from .words import attached_words
@@ -112,7 +111,10 @@ def to_diffusers(concept: Concept) -> Files:
         first = 0
         for tokens in words_of(concept.tokens):  # a file holds one word: diffusers' loader insists on it
             learned = {name: rows[first : first + len(tokens)] for name, rows in concept.tensors[EMBEDDINGS].items()}
-            named = {tokens[0]: learned["text_encoder"]} if len(learned) == 1 else kohya_words(learned)
+            if len(learned) == 1:
+                named = {tokens[0]: learned["text_encoder"]}
+            else:
+                named = {key: learned[name] for name, key in WORD_KEYS[concept.manifest["base"]["family"]].items()}
             files[_embeds_file(concept, tokens)] = named, {}
             first += len(tokens)
     if LORA in concept.tensors:
@@ -137,6 +139,8 @@ def to_kohya(concept: Concept) -> Files:
             f"{concept.name!r} replaces weights of the model ({concept.method}), and the format of kohya holds words "
             "and low-rank weights only: export to diffusers"
         )
+    if concept.manifest["base"]["family"] == "flux":
+        raise ConfigurationError("the format of kohya for FLUX is not written here: export to diffusers")
     files: Files = {}
     if EMBEDDINGS in concept.tensors:
         files[f"{concept.name}.safetensors"] = kohya_words(concept.tensors[EMBEDDINGS]), {}
@@ -204,7 +208,8 @@ def usage(concept: Concept, files: Files) -> str:
     """How to load the files in plain diffusers, as text to read and to copy."""
     further = {token for word in words_of(concept.tokens) for token in word[1:]}  # diffusers expands the first to all
     word = " ".join(piece for piece in concept.word.text.split() if piece not in further)
-    pipeline = FAMILIES[concept.manifest["base"]["family"]].pipeline_class
+    family = concept.manifest["base"]["family"]
+    pipeline = FAMILIES[family].pipeline_class
     two_encoders = len(concept.tensors.get(EMBEDDINGS, {})) > 1
     lines = [
         f"{concept.name} ({concept.noun}), learned by {concept.method} on {concept.manifest['base']['name']}",
@@ -220,11 +225,13 @@ def usage(concept: Concept, files: Files) -> str:
             lines.append(f'pipe.load_textual_inversion(".", weight_name="{file}", token="{token}")')
             continue
         lines.append(f'words = load_file("{file}")')
-        for key, end in zip(KOHYA_WORDS, ("", "_2"), strict=True):
+        for encoder, key in WORD_KEYS[family].items():
+            end = encoder.removeprefix("text_encoder")
             parts = f"text_encoder=pipe.text_encoder{end}, tokenizer=pipe.tokenizer{end}"
             lines.append(f'pipe.load_textual_inversion(words["{key}"], token="{token}", {parts})')
     if two_encoders:  # published configs say 2, for which transformers takes the learned word for the end mark
-        lines.append("pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id")
+        pooling = {"sdxl": ("_2.text_model", "_2"), "flux": ("", "")}[family]
+        lines.append(f"pipe.text_encoder{pooling[0]}.eos_token_id = pipe.tokenizer{pooling[1]}.eos_token_id")
     if "pytorch_lora_weights.safetensors" in files:
         lines.append('pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")')
     if UNET_KV in files:

@@ -24,7 +24,7 @@ from ..files import listed, load_tensors, safe_name, sha256
 from ..prompt import clean_text, placeholder_tokens
 from ..subject import checked_noun
 from .handler import EMBEDDINGS, LORA, AdapterHandler, by_part
-from .kohya import WORDS as KOHYA_WORDS
+from .kohya import WORD_KEYS
 from .lora import A, B, attached_lora, pairs_of
 from .words import attached_words, text_parts
 
@@ -52,9 +52,10 @@ def import_words(path: Path, base: Base, noun: str, name: str | None, keep_noun:
     """As `Concept.from_textual_inversion`."""
     found = load_tensors(path)
     parts = list(text_parts(base))
-    keys = KOHYA_WORDS if len(parts) > 1 else tuple(found)
+    several = WORD_KEYS.get(base.family, {})
+    keys = tuple(several[part] for part in parts) if len(parts) > 1 else tuple(found)
     if len(found) != len(parts) or set(found) != set(keys):
-        expected = " and ".join(KOHYA_WORDS) if len(parts) > 1 else "one learned word for one text encoder"
+        expected = " and ".join(several.values()) if len(parts) > 1 else "one learned word for one text encoder"
         raise ArtefactError(f"{path} holds {listed(found)}: expected {expected}")
     rows = {part: torch.atleast_2d(found[key]).float().contiguous() for part, key in zip(parts, keys, strict=True)}
     for (encoder, own), key in zip(rows.items(), keys, strict=True):
@@ -64,7 +65,7 @@ def import_words(path: Path, base: Base, noun: str, name: str | None, keep_noun:
                 f"{path}: the rows of {key!r} are {tuple(own.shape)}, {base.name} reads width {width}: "
                 "it was trained for another family of models"
             )
-    name = name or safe_name(path.stem if keys[0] in ("emb_params", *KOHYA_WORDS) else keys[0], default="word")
+    name = name or safe_name(path.stem if keys[0] in ("emb_params", *several.values()) else keys[0], default="word")
     source = _Source(name, checked_noun(noun), sha256(path))
     tokens = placeholder_tokens(name, len(rows[parts[0]]))
     word = " ".join(tokens) + (f" {source.noun}" if keep_noun else "")
@@ -79,7 +80,7 @@ def import_words(path: Path, base: Base, noun: str, name: str | None, keep_noun:
 
 def import_lora(path: Path, base: Base, noun: str, name: str | None, word: str | None) -> Concept:
     """As `Concept.from_lora`."""
-    tensors = to_native(load_tensors(path), base, _metadata(path), str(path))
+    tensors = to_native(load_tensors(path), base, metadata_of(path), str(path))
     source = _Source(name or safe_name(path.stem, default="lora"), checked_noun(noun), sha256(path))
     text = clean_text(word, "the word") if word else source.noun
     settings = {"imported": path.name}
@@ -158,7 +159,7 @@ def _canonical(name: str) -> str:
     return flat + "_" if processor and flat.endswith("to_out") else flat
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def metadata_of(path: Path) -> dict[str, Any]:
     """What diffusers writes into the header of its files about an adapter."""
     from safetensors import safe_open
 

@@ -20,6 +20,11 @@ from ..files import listed
 from .lora import pairs_of
 
 WORDS = ("clip_l", "clip_g")  # of SDXL's two encoders, in their order
+WORD_KEYS = {
+    "sdxl": {"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
+    "flux": {"text_encoder": "clip_l", "text_encoder_2": "t5"},
+}
+"""By family and text encoder: the name of its rows in a file of words for several encoders."""
 
 
 def kohya_lora(

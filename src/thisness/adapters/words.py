@@ -116,9 +116,15 @@ def vocabulary_rows(base: Base, text: str) -> dict[str, Tensor]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids or all(number in tokenizer.all_special_ids for number in ids):
             raise PromptError(f"the base has no token for {text!r}: name another word that it knows")
-        table = encoder.get_input_embeddings()  # type: ignore[operator]
-        found[name] = table(torch.tensor(ids, device=base.device)).detach().float().clone()
+        found[name] = looked_up(encoder, ids).to(base.device)
     return found
+
+
+def looked_up(encoder: nn.Module, ids: Sequence[int]) -> Tensor:
+    """Rows of a text encoder's embedding, (tokens, width) float32, copies; wherever the encoder is just now."""
+    table = _embedding_of(encoder)
+    where = next(encoder.parameters()).device
+    return table(torch.tensor(list(ids), device=where)).detach().float().clone()
 
 
 def random_rows(base: Base, seed: int) -> dict[str, Tensor]:
@@ -180,6 +186,7 @@ def attached_words(
 
     before_tokenizers = {own: base.parts[own] for own, _ in parts.values()}
     before_tables = {name: _embedding_of(encoder) for name, (_, encoder) in parts.items()}
+    places = [place for _, encoder in parts.values() for place in _places(encoder)]
     attached: dict[str, LearnedRows] = {}
     try:
         for name, (own, encoder) in parts.items():
@@ -193,8 +200,8 @@ def attached_words(
             base.parts[own] = tokenizer
         yield attached
     finally:
-        for name, (own, encoder) in parts.items():
-            encoder.set_input_embeddings(before_tables[name])  # type: ignore[operator]
+        _put_back(places)
+        for own, _ in parts.values():
             base.parts[own] = before_tokenizers[own]
 
 
@@ -212,6 +219,7 @@ def overridden_rows(base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor
     """
     parts = text_parts(base)
     before = {name: _embedding_of(encoder) for name, (_, encoder) in parts.items()}
+    places = [place for _, encoder in parts.values() for place in _places(encoder)]
     try:
         for name, (own, encoder) in parts.items():
             numbers = [base.parts[own](token, add_special_tokens=False)["input_ids"] for token in tokens]
@@ -221,8 +229,25 @@ def overridden_rows(base: Base, tokens: Sequence[str], rows: Mapping[str, Tensor
             encoder.set_input_embeddings(OverriddenRows(before[name], index, rows[name].to(base.device)))  # type: ignore[operator]
         yield
     finally:
-        for name, (_, encoder) in parts.items():
-            encoder.set_input_embeddings(before[name])  # type: ignore[operator]
+        _put_back(places)
+
+
+def _places(encoder: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Where an encoder keeps its embedding: module, attribute, embedding. T5 has it twice, with one weight."""
+    table = _embedding_of(encoder)
+    weight = getattr(table, "weight", table)
+    return [
+        (module, name, child)
+        for module in encoder.modules()
+        for name, child in module._modules.items()
+        if child is not None and (child is table or getattr(child, "weight", None) is weight)
+        if not isinstance(module, (LearnedRows, OverriddenRows))
+    ]
+
+
+def _put_back(places: Sequence[tuple[nn.Module, str, nn.Module]]) -> None:
+    for module, name, child in places:
+        setattr(module, name, child)
 
 
 def _embedding_of(encoder: nn.Module) -> Any:

@@ -9,12 +9,18 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..files import listed
 from .context import Context
+from .flux import HookedFluxProcessor
 from .intervention import Intervention, goes_between, only_schedules
 from .processor import HookedProcessor
 from .sites import sites_of
 from .slots import context_between, inserted_between
 
-REPLACEABLE = ("AttnProcessor2_0", "AttnProcessor")  # what HookedProcessor computes: fused, and plain as in training
+HOOKED: dict[str, type[HookedProcessor] | type[HookedFluxProcessor]] = {
+    "AttnProcessor2_0": HookedProcessor,
+    "AttnProcessor": HookedProcessor,  # plain, as in training
+    "FluxAttnProcessor": HookedFluxProcessor,
+}
+"""By the processor in whose place it can be put without changing the result."""
 
 
 @contextmanager
@@ -26,7 +32,7 @@ def attached(model: Any, *interventions: Intervention) -> Iterator[Context]:
     adapters of PEFT may be there before or come in between. A copy made meanwhile is a plain model.
 
     Args:
-        model: a UNet of diffusers.
+        model: a UNet or a FLUX transformer of diffusers.
         interventions: in the order in which they act.
 
     Yields:
@@ -37,7 +43,9 @@ def attached(model: Any, *interventions: Intervention) -> Iterator[Context]:
             replaced without changing the result.
     """
     before = dict(model.attn_processors)
-    outer_context = next((each.context for each in before.values() if isinstance(each, HookedProcessor)), None)
+    outer_context = next(
+        (each.context for each in before.values() if isinstance(each, (HookedProcessor, HookedFluxProcessor))), None
+    )
     context = outer_context or context_between(model) or Context()
     attending = [each for each in interventions if not only_schedules(each)]
     inserted = [each for each in interventions if goes_between(each)]
@@ -59,13 +67,15 @@ def _processors(model: Any, attending: list[Intervention], before: dict[str, Any
             continue
         idle -= set(map(id, here))
         old = before[f"{name}.processor"]
-        original, outer = (old.original, old.interventions) if isinstance(old, HookedProcessor) else (old, ())
-        if type(original).__name__ not in REPLACEABLE or getattr(model.get_submodule(name), "fused_projections", False):
+        hooked = isinstance(old, (HookedProcessor, HookedFluxProcessor))
+        original, outer = (old.original, old.interventions) if hooked else (old, ())
+        if type(original).__name__ not in HOOKED or getattr(model.get_submodule(name), "fused_projections", False):
             raise ConfigurationError(
                 f"{name} attends by {type(original).__name__}: interventions need the standard one. Unload image "
                 "adapters, and undo fused projections with unfuse_qkv_projections()"
             )
-        now[f"{name}.processor"] = HookedProcessor(original, site, (*outer, *here), context)
+        kind = HOOKED[type(original).__name__]
+        now[f"{name}.processor"] = kind(original, site, (*outer, *here), context)
     if idle:
         names = [type(each).__name__ for each in attending if id(each) in idle]
         raise ConfigurationError(f"{listed(names)} would act nowhere: no site of the model is of its choice")

@@ -24,11 +24,11 @@ class MaskAttention(Intervention):
             bias: broadcastable to (H, Lq, Lk), or to (rows, H, Lq, Lk) with `rows` the number of those chosen; or a
                 function that makes it from the site, Lq and Lk, None for no bias there. No query may lose every key:
                 its result would not be a number.
-            where: sites and steps; cross-attention by default.
+            where: sites and steps; cross-attention by default; or joint attention, whose first keys are the text's.
             rows: which rows of the batch; all by default.
         """
         self.bias = bias
-        self.where = where if where is not None else Where(kinds=("cross",))
+        self.where = where if where is not None else Where(kinds=("cross", "dual", "single"))
         self.rows = rows if rows is not None else Rows()
 
     @classmethod

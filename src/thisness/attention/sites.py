@@ -20,7 +20,8 @@ class Site:
         kind: "self" (among positions of the picture), "cross" (from the picture to the text); "dual" and "single" are
             the joint attention of transformers with two streams and with one.
         layer: its number among all layers of its kind, in the order in which they run, from 0.
-        resolution: side of its grid of queries at the size that the model was trained at.
+        resolution: side of its grid of queries at the size that the model was trained at; 0 where the model does not
+            say (FLUX, whose layers all see every position of the text and of the picture).
         stage: "down", "mid", "up", or "" where a model has no such stages.
     """
 
@@ -37,6 +38,8 @@ def sites_of(model: Any) -> dict[str, Site]:
     Raises:
         ConfigurationError: a kind of model whose layers are not known.
     """
+    if hasattr(model, "attn_processors") and hasattr(model.config, "num_single_layers"):
+        return _transformer_sites(model)
     if not hasattr(model, "attn_processors") or not hasattr(model.config, "down_block_types"):
         raise ConfigurationError(f"attention of a {type(model).__name__} is not known: expected a UNet of diffusers")
     names = [name.removesuffix(".processor") for name in model.attn_processors]
@@ -49,6 +52,14 @@ def sites_of(model: Any) -> dict[str, Site]:
         sites[name] = Site(name, kind, counts.get(kind, 0), _resolution(name, model.config), _stage(name))
         counts[kind] = counts.get(kind, 0) + 1
     return sites
+
+
+def _transformer_sites(model: Any) -> dict[str, Site]:
+    dual = [f"transformer_blocks.{at}.attn" for at in range(len(model.transformer_blocks))]
+    single = [f"single_transformer_blocks.{at}.attn" for at in range(len(model.single_transformer_blocks))]
+    sites = [Site(name, "dual", at, 0) for at, name in enumerate(dual)]
+    sites += [Site(name, "single", at, 0) for at, name in enumerate(single)]
+    return {site.name: site for site in sites}
 
 
 def _stage(name: str) -> str:

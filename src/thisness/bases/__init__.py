@@ -1,6 +1,7 @@
 """Families of text-to-image models and their parts."""
 
-from .base import Base, Part, TextEncoding
+from .base import FLOW, Base, Part, TextEncoding
+from .flux import Flux
 from .loading import FAMILIES, load_base
 from .registry import Facts, known
 from .stable_diffusion import StableDiffusion
@@ -8,8 +9,10 @@ from .stable_diffusion_xl import StableDiffusionXL
 
 __all__ = [
     "FAMILIES",
+    "FLOW",
     "Base",
     "Facts",
+    "Flux",
     "Part",
     "StableDiffusion",
     "StableDiffusionXL",

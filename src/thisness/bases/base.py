@@ -16,6 +16,9 @@ from .signature import signature
 
 if TYPE_CHECKING:
     from ..conditioning import Conditioning
+    from ..prompt import FilledPrompt, TokenSpans
+
+FLOW = "flow_prediction"  # the prediction type of flow matching: noise minus picture
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,19 @@ class Base(ABC):
         parts: every part by its name in the pipeline.
         signature: hash of architecture, vocabulary and weights, taken when the base was made; see `signature`.
         resolution: side in pixels that it was trained at.
-        prediction_type: what the denoiser predicts: "epsilon" or "v_prediction".
+        prediction_type: what the denoiser predicts: "epsilon", "v_prediction" or "flow_prediction".
         steps, guidance: what pictures are made with unless told otherwise.
         settings: the pipeline's own, as in model_index.json.
         zero_negative: an empty negative prompt is zeros instead of the encoded empty sentence.
+        embedded_guidance: the denoiser takes the guidance scale as an input; there is no branch without the sentence.
     """
 
     family: ClassVar[str]
     pipeline_class: ClassVar[str]
     part_list: ClassVar[tuple[Part, ...]]
     zero_negative: bool = False
+    embedded_guidance: bool = False
+    _runs_on: torch.device | None = None
 
     def __init__(
         self,
@@ -91,7 +97,7 @@ class Base(ABC):
         raise_all([*self._token_problems(), *self.problems()], lead=name)
         for module in self.modules.values():
             module.eval().requires_grad_(False)
-        self.prediction_type = str(self.scheduler.config.prediction_type)
+        self.prediction_type = str(self.scheduler.config.get("prediction_type", FLOW))
         if facts is not None:
             facts.check(self.resolution, self.prediction_type)
         self.signature = signature(self.modules, self._of_kind("tokenizer"), self.prediction_type)
@@ -140,8 +146,10 @@ class Base(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
-        return next(self.denoiser.parameters()).device  # diffusers' own property walks through the whole model
+        """Where the denoiser is, or where it is brought to run."""
+        return (
+            self._runs_on or next(self.denoiser.parameters()).device
+        )  # diffusers' own property walks through the whole model
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,6 +171,28 @@ class Base(ABC):
         for module in self.modules.values():
             nn.Module.to(module, device=device, dtype=dtype)  # not diffusers' own, which warns of what it does not do
         return self
+
+    def offload(self, device: str | torch.device) -> Base:
+        """Keep all parts with weights on the CPU, and bring each to a device only while it runs; returns itself.
+
+        The largest part alone must fit on the device. Each part goes back when the next one in the list runs.
+        """
+        from accelerate import cpu_offload_with_hook
+
+        self.to("cpu")
+        hook = None
+        for module in self.modules.values():
+            _, hook = cpu_offload_with_hook(module, device, prev_module_hook=hook)
+        self._runs_on = torch.device(device)
+        return self
+
+    def branches(self, guidance: float | None) -> bool:
+        """Whether a scale takes a second branch, without the sentence (classifier-free guidance)."""
+        return not self.embedded_guidance and (guidance or 0.0) > 1
+
+    def tokenize(self, prompt: FilledPrompt) -> list[TokenSpans]:
+        """A sentence's tokens for each tokenizer. Raises PromptError as `FilledPrompt.tokenize`."""
+        return [prompt.tokenize(tokenizer) for tokenizer in self.tokenizers]
 
     # --- in what families differ ---
 

@@ -10,12 +10,13 @@ import torch
 from ..errors import ArtefactError, ConfigurationError
 from ..files import PICKLED, listed, read_json
 from .base import Base, Part
+from .flux import Flux
 from .locate import locate
 from .quiet import quiet
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_xl import StableDiffusionXL
 
-FAMILIES: dict[str, type[Base]] = {family.family: family for family in (StableDiffusion, StableDiffusionXL)}
+FAMILIES: dict[str, type[Base]] = {family.family: family for family in (StableDiffusion, StableDiffusionXL, Flux)}
 
 
 def family_of(pipeline_class: str) -> type[Base]:
@@ -31,7 +32,9 @@ def family_of(pipeline_class: str) -> type[Base]:
     raise ConfigurationError(f"a {pipeline_class} is not supported: expected {supported}")
 
 
-def load_base(name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Base:
+def load_base(
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, offload: bool = False
+) -> Base:
     """Load a text-to-image model.
 
     Only safetensors are read, only classes of diffusers and transformers are made; a repository's own code is never
@@ -41,6 +44,7 @@ def load_base(name: str | Path, *, device: str | torch.device = "cpu", dtype: to
         name: a registered name ("playroom-sd", "sd1.5" ...), a local diffusers folder, or a hub id.
         device: where its parts go.
         dtype: of all parts; float32 where None.
+        offload: keep the parts on the CPU, and bring each to `device` only while it runs (`Base.offload`).
 
     Raises:
         UserError: it is not there, cannot be fetched, or is not a model of a family known here; one line.
@@ -58,7 +62,8 @@ def load_base(name: str | Path, *, device: str | torch.device = "cpu", dtype: to
     loaded = torch.float32 if wanted == torch.float16 else wanted
     with quiet():
         parts = {part.name: _load_part(folder, part, index, loaded) for part in family.part_list}
-    return family(parts, called, facts, index).to(device, wanted)
+    base = family(parts, called, facts, index)
+    return base.to(dtype=wanted).offload(device) if offload else base.to(device, wanted)
 
 
 def hub_patterns(family: type[Base]) -> list[str]:

@@ -24,7 +24,7 @@ class Facts:
         aliases: other short names.
         gone: hub ids that held it once, each with what became of it.
         resolution: side in pixels that it was trained at.
-        prediction_type: "epsilon" or "v_prediction".
+        prediction_type: "epsilon", "v_prediction" or "flow_prediction".
         schedule: its noise schedule, in words.
         steps, guidance: what pictures are made with unless told otherwise.
         licence: of its weights.

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 SAMPLES = 8  # values looked at in each tensor
 # What shapes do not show and yet changes the result. An explicit list: whole configs gain keys with each release.
 _CONFIG = (
-    "act_fn", "addition_embed_type", "attention_head_dim", "hidden_act", "num_attention_heads", "num_hidden_layers",
-    "resnet_time_scale_shift", "scaling_factor", "shift_factor", "transformer_layers_per_block", "upcast_attention",
+    "act_fn", "addition_embed_type", "attention_head_dim", "axes_dims_rope", "feed_forward_proj", "hidden_act",
+    "num_attention_heads", "num_heads", "num_hidden_layers", "resnet_time_scale_shift", "scaling_factor",
+    "shift_factor", "transformer_layers_per_block", "upcast_attention",
 )  # fmt: skip
 
 

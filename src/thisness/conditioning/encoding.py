@@ -30,7 +30,7 @@ def encode(base: Base, prompts: str | FilledPrompt | Sequence[str | FilledPrompt
     place: dict[str, int] = {}
     for prompt in filled:
         place.setdefault(prompt.text, len(place))
-    by_tokenizer = [[prompt.tokenize(tokenizer) for prompt in filled] for tokenizer in base.tokenizers]
+    by_tokenizer = list(zip(*(base.tokenize(prompt) for prompt in filled), strict=True))
     first = [next(i for i, prompt in enumerate(filled) if prompt.text == text) for text in place]
     tokens = [
         torch.tensor([spans[i].ids for i in first], dtype=torch.long, device=base.device) for spans in by_tokenizer

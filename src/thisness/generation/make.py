@@ -105,7 +105,7 @@ def generate(
         brought = {slot: once[id(each)] or Attached() for slot, each in concepts.items()}
         making = _way(brought, concepts)
         own = [part for each in _distinct(brought) for part in each.interventions]
-        unwanted = encode_negative(base, negative) if (options.guidance or 0) > 1 else None
+        unwanted = encode_negative(base, negative) if base.branches(options.guidance) else None
 
         def preview(conditioning: Conditioning, seeds: Sequence[int], steps: int) -> list[Image]:
             few = replace(options, steps=min(steps, options.steps or steps))
@@ -142,7 +142,7 @@ def generate(
         attachments=said_attachments,
         unsaid=[*unsaid_adjustments, *unsaid_attachments],
         options=options,
-        scheduler=make_scheduler(base, options.scheduler),
+        scheduler=make_scheduler(base, options.scheduler, options.height, options.width),
         batches=batches,
         images=images,
         reports=reports,

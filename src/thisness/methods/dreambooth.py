@@ -178,7 +178,10 @@ class DreamBoothLora(TuningMethod):
 
     def _parts(self, base: Base, settings: DreamBoothLoraSettings) -> dict[str, tuple[str, ...]]:
         parts = {self._denoiser(base): TARGETS[settings.targets]}
-        return parts | {name: TEXT_TARGETS for name in text_parts(base)} if settings.text_encoder else parts
+        if not settings.text_encoder:
+            return parts  # T5 is never tuned: as in diffusers, FLUX's CLIP is
+        clip = [name for name, (_, encoder) in text_parts(base).items() if type(encoder).__name__.startswith("CLIP")]
+        return parts | {name: TEXT_TARGETS for name in clip}
 
     @staticmethod
     def _denoiser(base: Base) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import EMBEDDINGS
-from ..adapters.words import text_parts, vocabulary_rows
+from ..adapters.words import looked_up, text_parts, vocabulary_rows
 from ..bases import Base
 from ..concept import Concept
 from ..errors import ConfigurationError, raise_all
@@ -75,15 +75,14 @@ def anchor_rows(base: Base, noun: str, lookup: str = "word") -> dict[str, Tensor
             raise ConfigurationError(
                 f"tea: lookup=raw: the vocabulary has no entry {noun!r}: name another, or lookup=word"
             )
-        table = encoder.get_input_embeddings()  # type: ignore[operator]
-        found[name] = table(torch.tensor([[number]], device=base.device))[0].detach().float().clone()
+        found[name] = looked_up(encoder, [number]).to(base.device)
     return found
 
 
 def pieces_of(tokenizer: Any, noun: str) -> list[str]:
     """The tokens of a noun as text."""
     numbers = tokenizer(noun, add_special_tokens=False)["input_ids"]
-    return [piece.removesuffix("</w>") for piece in tokenizer.convert_ids_to_tokens(numbers)]
+    return [piece.removesuffix("</w>").removeprefix("\u2581") for piece in tokenizer.convert_ids_to_tokens(numbers)]
 
 
 @torch.no_grad()

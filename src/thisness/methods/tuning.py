@@ -16,13 +16,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..bases import Base
+from ..bases import FLOW, Base
 from ..concept import Concept
 from ..conditioning import Conditioning, encode
+from ..errors import ConfigurationError
 from ..prompt import Prompt, SlotWord
 from ..sampling import SamplingOptions
 from ..subject import Subject
-from ..training.diffusion import cumulative_alphas, draw_timesteps, min_snr, noised, row_losses, target
+from ..training.diffusion import (
+    cumulative_alphas,
+    draw_flow,
+    draw_timesteps,
+    interpolated,
+    min_snr,
+    noised,
+    row_losses,
+    target,
+)
 from ..training.latents import encode_subject
 from ..training.loop import LoopConfig, Task, train
 from ..training.precision import computes_in_bf16
@@ -146,7 +156,10 @@ class Batch:
 
 @dataclass
 class Draw:
-    """A batch with its noise: `timesteps` and `alpha` (rows,), `noise` and `noisy` (rows, C, h, w)."""
+    """A batch with its noise: `timesteps` and `alpha` (rows,), `noise` and `noisy` (rows, C, h, w).
+
+    Of flow matching `alpha` is the time t, and timesteps are 1000 t.
+    """
 
     batch: Batch
     timesteps: Tensor
@@ -185,6 +198,11 @@ class TuningTask(Task):
     ) -> None:
         self.subject, self.base, self.options, self.word, self.tokens = subject, base, settings, word, tuple(tokens)
         self._modules, self._groups = modules, groups
+        if settings.snr_gamma is not None and base.prediction_type == FLOW:
+            raise ConfigurationError(
+                f"snr_gamma weighs the levels of a noise schedule, and {base.name} was trained by flow matching: leave "
+                "it out"
+            )
         self.name = f"learning {subject.name}"
         self.prior = prior
         self.batch_size = settings.batch_size + (settings.prior_batch if prior is not None else 0)
@@ -214,7 +232,7 @@ class TuningTask(Task):
         self.latents = encode_subject(
             self.base, self.subject, flip=options.flip, crops=options.crops, seed=options.seed
         ).to(device)
-        self.alphas = cumulative_alphas(self.base.scheduler)
+        self.alphas = None if self.base.prediction_type == FLOW else cumulative_alphas(self.base.scheduler)
         if self.prior is not None:
             self.prior = self.prior.to(device)
         with torch.no_grad():
@@ -265,6 +283,11 @@ class TuningTask(Task):
         """All that is random in a step."""
         batch = self.batch(step, rng)
         counts = [batch.own, len(batch.clean) - batch.own]
+        if self.alphas is None:
+            time = torch.cat([draw_flow(n, rng) for n in counts if n]).to(self.device)
+            noise = torch.randn(batch.clean.shape, generator=rng).to(self.device)
+            noisy = interpolated(batch.clean, noise, time).to(self.base.dtype)
+            return Draw(batch, 1000 * time, noise, time, noisy)
         timesteps = torch.cat([draw_timesteps(n, len(self.alphas), rng) for n in counts if n])
         noise = torch.randn(batch.clean.shape, generator=rng).to(self.device)
         alpha, timesteps = self.alphas[timesteps].to(self.device), timesteps.to(self.device)

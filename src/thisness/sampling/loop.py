@@ -97,11 +97,11 @@ def sample(
     options = (options or SamplingOptions()).resolved(base)
     count, scale = len(draws), float(options.guidance or 0.0)
     branches = {"cond": conditioning}
-    if scale > 1:
+    if base.branches(scale):
         branches = {"uncond": negative if negative is not None else encode_negative(base), "cond": conditioning}
     read = Conditioning.cat([branch.expand(count) for branch in branches.values()])  # (branches * samples) rows
 
-    scheduler = make_scheduler(base, options.scheduler)
+    scheduler = make_scheduler(base, options.scheduler, options.height, options.width)
     scheduler.set_timesteps(options.steps, device=base.device)
     if start and latents is not None:
         begin_at(scheduler, start)

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..bases import FLOW
 from ..errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
@@ -31,20 +32,29 @@ STARTS_AT_THE_START = ("PNDMScheduler", "HeunDiscreteScheduler")  # one step of 
 _OF_THE_MODEL = ("prediction_type", "rescale_betas_zero_snr", "beta_schedule", "timestep_spacing")
 
 
-def make_scheduler(base: Base, name: str | None = None) -> Any:
+def make_scheduler(base: Base, name: str | None = None, height: int | None = None, width: int | None = None) -> Any:
     """A scheduler for one run, with nothing of earlier runs in it.
 
     Args:
         base: whose noise schedule and prediction type it gets.
         name: of SCHEDULERS; None for a copy of the base's own.
+        height, width: of the picture in pixels, by which flow matching shifts its noise levels; the base's by default.
 
     Raises:
         ConfigurationError: no such name, or a scheduler that cannot do what the base was trained with.
     """
+    if base.prediction_type == FLOW and name in (None, "euler"):
+        from .flow import FlowMatchEuler
+
+        return FlowMatchEuler.of(base, height or base.resolution, width or base.resolution)
     if name is None:
         return copy.deepcopy(base.scheduler)
     if name not in SCHEDULERS:
         raise ConfigurationError(f"no scheduler {name!r}{nearest(name, SCHEDULERS)}: known are {', '.join(SCHEDULERS)}")
+    if base.prediction_type == FLOW:
+        raise ConfigurationError(
+            f"scheduler {name!r} has a noise schedule, and {base.name} was trained by flow matching: use euler, its own"
+        )
     import diffusers
 
     kind, settings = SCHEDULERS[name]

@@ -4,10 +4,12 @@
     eps-prediction: target eps                                                             `target`
     v-prediction:   target sqrt(a_t) eps - sqrt(1 - a_t) z
     L = E || prediction - target ||^2, rows weighted by min(SNR, gamma)                    `row_losses`, `min_snr`
+    flow matching:  z_t = (1 - t) z + t eps, target eps - z        `interpolated`, `target`
+                    t = sigmoid(N(0, 1))                           `draw_flow`
 
 Sources: Ho et al., Denoising Diffusion Probabilistic Models (2020), eq. 4 and 14; Salimans and Ho, Progressive
 Distillation for Fast Sampling of Diffusion Models (2022), appendix D; Hang et al., Efficient Diffusion Training via
-Min-SNR Weighting Strategy (2023), eq. 7.
+Min-SNR Weighting Strategy (2023), eq. 7; Esser et al., Scaling Rectified Flow Transformers (2024), eq. 1, 13 and 19.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bases import FLOW
 from ..errors import ConfigurationError
 
 
@@ -43,14 +46,22 @@ def noised(clean: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
+def interpolated(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """z_t of flow matching. clean, noise: (B, ...); time: (B,) in [0, 1]."""
+    t = _like(time, clean)
+    return (1 - t) * clean + t * noise
+
+
 def target(clean: Tensor, noise: Tensor, alpha: Tensor, prediction_type: str) -> Tensor:
-    """What the denoiser should answer. clean, noise: (B, ...); alpha: (B,); prediction_type as of a scheduler."""
+    """What the denoiser should answer. clean, noise: (B, ...); alpha: (B,); prediction_type as of a base."""
+    if prediction_type == FLOW:
+        return noise - clean
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "v_prediction":
         a = _like(alpha, clean)
         return a.sqrt() * noise - (1 - a).sqrt() * clean
-    raise ConfigurationError(f"prediction type {prediction_type!r}: expected epsilon or v_prediction")
+    raise ConfigurationError(f"prediction type {prediction_type!r}: expected epsilon, v_prediction or {FLOW}")
 
 
 def min_snr(alpha: Tensor, gamma: float, prediction_type: str) -> Tensor:
@@ -76,6 +87,11 @@ def row_losses(prediction: Tensor, wanted: Tensor, weight: Tensor | None = None)
         return error.mean((1, 2))
     weight = weight[:, 0]
     return (error * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
+
+
+def draw_flow(count: int, rng: torch.Generator) -> Tensor:
+    """Noise levels of flow matching, sigmoid(N(0, 1)): (count,) float32 on the CPU, in (0, 1)."""
+    return torch.randn(count, generator=rng).sigmoid()
 
 
 def draw_timesteps(count: int, steps: int, rng: torch.Generator) -> Tensor:
