@@ -46,6 +46,7 @@ _WHERE = {
     "generate": "generation",
     "learn": "methods",
     "load_base": "bases",
+    "read_subject": "methods.zero_shot",
     "replay": "generation",
     "sample": "sampling",
 }
@@ -81,6 +82,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the same names as in _WHERE 
     from .errors import ArtefactError, ConfigurationError, ImageError, PromptError, ThisnessError, UserError
     from .generation import Generation, generate, replay
     from .methods import learn
+    from .methods.zero_shot import read_subject
     from .prompt import Prompt, SlotWord
     from .recipe import Recipe
     from .sampling import SamplingOptions, sample
