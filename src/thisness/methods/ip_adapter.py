@@ -311,7 +311,10 @@ class IPAdapter(ZeroShotMethod):
     """Four tokens of the picture's global embedding."""
 
     Settings = IPAdapterSettings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {"scale": 1.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"scale": 0.5},  # of the authors' readme, where there is text beside the picture
+        "small": {"scale": 1.0},
+    }
     handler = IPAdapterHandler()
 
     @torch.no_grad()
