@@ -13,6 +13,7 @@ from . import (  # noqa: F401  (they register themselves)
     harmonizing_probe,
     harmonizing_swap,
     ip_adapter,
+    ominicontrol,
     tea_adjustment,
     textual_inversion,
 )

@@ -67,7 +67,7 @@ def open_adapter(method: str, given: str, base: Base, expect: str = "") -> Adapt
     Raises:
         ArtefactError: not there, of another method, for another base, other ones than expected.
     """
-    file = _single_file(given)
+    file = single_file(given)
     if file is None:
         return open_weights(method, given, base, expect)
     found = _open_file(str(file), file.stat().st_mtime_ns if file.is_file() else 0, given, method)
@@ -78,7 +78,7 @@ def open_adapter(method: str, given: str, base: Base, expect: str = "") -> Adapt
     return found
 
 
-def _single_file(given: str) -> Path | None:
+def single_file(given: str) -> Path | None:
     repository, colon, inside = given.partition(":")
     path = Path(given).expanduser()
     if path.suffix.lower() not in {".safetensors", *PICKLED}:
