@@ -1,6 +1,7 @@
 """`thisness generate`. Oracle: the stock diffusers pipeline's picture from the same folder; the words of refusals."""
 
 import json
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -8,7 +9,12 @@ import torch
 from PIL import Image
 
 from thisness import cli
+from thisness.adapters import AdapterHandler
+from thisness.concept import _HANDLERS, Concept
 from thisness.images import read_record
+from thisness.methods import METHODS
+from thisness.methods.zero_shot import ZeroShotMethod
+from thisness.prompt import placeholder_tokens
 
 QUICK = ("--steps", "2", "--guidance", "3")
 
@@ -159,3 +165,72 @@ def test_a_pickle_is_no_base(refused, tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
     said = refused("generate", "a dog", "--base", tmp_path / "model.ckpt")
     assert "diffusers folder" in said
+
+
+@dataclass(frozen=True)
+class LookerSettings:
+    weights: str = ""
+    brightness: float = 1.0
+
+
+class Looker(ZeroShotMethod):
+    """Reads the mean colour of a picture into a word's row."""
+
+    Settings = LookerSettings
+    handler = AdapterHandler()
+
+    def read(self, subject, base, settings):
+        mean = float(np.asarray(subject.images[0]).mean()) / 255 * settings.brightness
+        row = torch.sin(mean * 10 * torch.arange(float(base.text_encoder.config.hidden_size)))[None]
+        tokens = placeholder_tokens(subject.name, 1)
+        return Concept.create(
+            "looker", subject, base, word=tokens[0], tokens=tokens,
+            tensors={"embeddings.safetensors": {"text_encoder": row}}, settings=asdict(settings),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def looker(monkeypatch):
+    monkeypatch.setitem(METHODS, "looker", Looker)
+    monkeypatch.setitem(_HANDLERS, "looker", Looker.handler)
+    monkeypatch.setattr(Looker, "name", "looker", raising=False)
+
+
+def test_a_picture_is_read_without_learning_and_made_again(looker, base_folder, tmp_path, capsys):
+    """`--method`: what was read is kept beside the pictures, and the line that `inspect` proposes makes them again."""
+    photo = tmp_path / "rex.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(photo)
+    words = ["generate", "a {subject}", "--subject", str(photo), "--noun", "dog", "--base", str(base_folder), *QUICK]
+    pixels = []
+    for name, method in (("dark", "looker:brightness=0.1"), ("again", "looker:brightness=0.1"), ("light", "looker")):
+        assert cli.run([*words, "--seeds", "0", "--method", method, "--out", str(tmp_path / name)]) == 0
+        pixels.append(np.asarray(Image.open(tmp_path / name / "000-seed-0.png")))
+    assert np.array_equal(pixels[0], pixels[1]) and not np.array_equal(pixels[0], pixels[2])
+    record = read_record(tmp_path / "dark" / "000-seed-0.png")
+    assert record["concepts"]["subject"]["method"] == "looker" and str(tmp_path) not in json.dumps(record)
+    capsys.readouterr()
+    assert cli.run(["inspect", str(tmp_path / "dark" / "000-seed-0.png")]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"--concept {tmp_path / 'dark' / 'concept'}" in line and "--subject" not in line
+    replay = ["inspect", str(tmp_path / "dark" / "000-seed-0.png"), "--replay", str(tmp_path / "replayed")]
+    assert cli.run([*replay, "--base", str(base_folder), "--concept", str(tmp_path / "dark" / "concept")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "looker"], "--method looker reads pictures: say which"),
+        (["--method", "looker", "--subject", "PHOTO"], "--noun is missing"),
+        (["--method", "lookr", "--subject", "PHOTO", "--noun", "dog"], "no method 'lookr'"),
+        (["--method", "looker:dark=1", "--subject", "PHOTO", "--noun", "dog"], "no setting 'dark'"),
+        (["--method", "textual-inversion", "--subject", "PHOTO", "--noun", "dog"], "has to learn the subject first"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(words, said, looker, base_folder, tmp_path, capsys):
+    photo = tmp_path / "rex.png"
+    Image.new("RGB", (16, 16), "red").save(photo)
+    words = [str(photo) if word == "PHOTO" else word for word in words]
+    asked = ["generate", "a {subject}", "--base", str(base_folder), *words, *QUICK, "--out", str(tmp_path / "out")]
+    assert cli.run(asked) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert said in told[-1] and not (tmp_path / "out").exists()

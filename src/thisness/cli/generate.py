@@ -74,7 +74,8 @@ def generate(
 ) -> None:
     """Make pictures from a sentence, with or without a learned concept.
 
-    Writes one PNG for each seed, a sheet of all, and the record that replays them (`thisness inspect PNG --replay`).
+    Writes one PNG for each seed, a sheet of all, and the record that makes them again (`thisness inspect PNG --replay
+    FOLDER`). With --method also what was read of the subject, in OUT/concept.
     """
     from thisness.keeping import parse_keep
     from thisness.recipe import parse_spec

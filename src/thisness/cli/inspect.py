@@ -167,9 +167,10 @@ def _told(path: Path, data: Any) -> None:
     if record["base"]["name"] not in known():
         words += ["--base", "FOLDER"]
     for slot, entry in record["concepts"].items():
-        folder = f"concepts/{entry['name']}"
+        beside = path.parent / "concept"  # `generate --method` puts there what it read
+        folder = str(beside) if (beside / "concept.json").is_file() else f"concepts/{entry['name']}"
         words += ["--concept", folder if len(record["concepts"]) == 1 else f"{slot}={folder}"]
-    if record["subjects"]:
+    if record["subjects"].keys() - record["concepts"].keys():
         words += ["--subject", "photos"]
     typer.echo(f"make it again: {program()} inspect {_printable(shlex.join(words))}")
 

@@ -36,7 +36,7 @@ def replay(
         source: a PNG (that picture is made), a record.json, or the record itself (all of its pictures are made).
         base: what it was made with; a model registered by name is loaded where None.
         concept: what it was made with, if any; a concept is not in the record.
-        subject: likewise.
+        subject: likewise; not needed where a concept stands in its place.
         adjust, interventions: where the pictures were made with objects that a record cannot say: these again.
         device: for a base that is loaded.
         progress: a bar on stderr.
@@ -55,9 +55,9 @@ def replay(
             f"{where} was made with {record['base']['name']} of signature {record['base']['signature']}, but "
             f"{base.name} has {base.signature}: it would be another picture; give the base that it was made with"
         )
-    slots = {
-        kind: _given(record[kind], given, kind, where) for kind, given in (("concepts", concept), ("subjects", subject))
-    }
+    slots = {"concepts": _given(record["concepts"], concept, "concepts", where), "subjects": None}
+    if subject is not None or not record["subjects"].keys() <= record["concepts"].keys():
+        slots["subjects"] = _given(record["subjects"], subject, "subjects", where)  # else the concept says all
     recipe = Recipe.from_dict(record["recipe"])
     if record["unsaid"] and adjust is None and interventions is None:
         raise UserError(
@@ -88,6 +88,7 @@ def replay(
     images = [made[entry["batch"]].images[entry["row"]] for entry in wanted]
     again = {
         **any_one.record,
+        "subjects": record["subjects"],
         "seeds": [entry["seed"] for entry in wanted],
         "batches": [record["batches"][number] for number in numbers],
         "images": [

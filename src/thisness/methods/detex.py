@@ -141,7 +141,7 @@ class DetexSettings(MeaningSettings, PriorSettings, TuningSettings):
     def needs_masks(self) -> bool:
         """Whether anything looks at the masks."""
         attention = self.attention_weight > 0 and self.attributes != "neither"
-        return self.gamma > 0 or attention or self.masked or self.pose_input == "filtered"
+        return self.gamma > 0 or attention or self.pose_input == "filtered"
 
 
 # --- what the paper's parts compute ---

@@ -134,12 +134,12 @@ def check_same_run(folder: Path, run: Mapping[str, Any], may_change: frozenset[s
         if changes:
             raise ConfigurationError(
                 f"the run in {folder} was started with another configuration ({'; '.join(changes)}): "
-                "use the old one to go on, or another folder (or resume=False) to start anew"
+                "use the old one to go on, or another folder to start anew (or --fresh; from Python resume=False)"
             )
     elif any((folder / "checkpoints").glob("step-*")):  # the folder was deleted under a run that then saved itself
         raise ConfigurationError(
             f"{folder} has checkpoints but no run.json, so nobody knows of which configuration they are: "
-            "delete the folder, or name another (or resume=False) to start anew"
+            "delete the folder, or name another to start anew (or --fresh; from Python resume=False)"
         )
     write_json(path, new)
 
