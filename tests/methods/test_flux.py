@@ -161,6 +161,19 @@ def test_what_flux_has_not_is_refused_in_one_line(base, subject):
             learn(method, subject, base, progress=False, **SHARED | more)
 
 
+def test_what_acts_on_cross_attention_says_so(base, subject, learned, tmp_path):
+    from thisness.diagnostics.attention_maps import attention_maps
+    from thisness.methods.zero_shot import read_subject
+
+    for method in ("ip-adapter", "ip-adapter-plus"):
+        with pytest.raises(ConfigurationError, match=f"{method} acts on cross-attention, which a FluxTransformer2D"):
+            read_subject(method, subject, base)
+    with pytest.raises(ConfigurationError, match="attention-swap acts on cross-attention"):
+        generate(base, SENTENCE, concept=learned("lora"), options=OPTIONS, interventions=["attention-swap"])
+    with pytest.raises(ConfigurationError, match="a map of words acts on cross-attention"):
+        attention_maps(base, SENTENCE, concept=learned("lora"), options=OPTIONS)
+
+
 # --- TEA ---
 
 
@@ -202,3 +215,17 @@ def test_tea_by_spans_meets_the_same_words(base, learned):
         assert torch.allclose(found.embeds[0, at], noun.embeds[0, at - shift], atol=1e-5)
     for at in range(min(place.all)):
         assert torch.allclose(found.embeds[0, at], noun.embeds[0, at], atol=1e-5)
+
+
+def test_tea_by_dimension_weighs_clips_rows_by_the_pooled_state(base, subject):
+    from thisness.methods.tea_weights import of_rows
+
+    one = learn("textual-inversion", subject, base, progress=False, **SHARED, vectors=1, captions="plain")
+    with one.attach(base):
+        filled = Prompt(SENTENCE).fill({"subject": one.word})
+        weights = of_rows(base, filled, one.tokens)
+    assert {name: tuple(each.shape) for name, each in weights.items()} == {
+        "text_encoder_2": (1, 32), "text_encoder": (1, 16),
+    }  # fmt: skip
+    assert all(bool((each > 0).all()) for each in weights.values())
+    assert not all(torch.allclose(each, each.mean().expand_as(each), rtol=0.05) for each in weights.values())

@@ -268,6 +268,6 @@ def test_the_command_line(pipe, weights, tmp_path, capsys):
     picture().save(tmp_path / "rufus.png")
     words = ["generate", "a {subject} on the beach", "--subject", tmp_path / "rufus.png", "--noun", "dog"]
     words += ["--method", f"ominicontrol:weights={weights},mode=independent", "--base", tmp_path / "base"]
-    words += ["--steps", "2", "--out", tmp_path / "out"]
+    words += ["--steps", "2", "--out", tmp_path / "out", "--offload", "--dtype", "bfloat16", "--device", "cpu"]
     assert cli.run([str(word) for word in words]) == 0, capsys.readouterr().err
     assert any((tmp_path / "out").rglob("*.png"))

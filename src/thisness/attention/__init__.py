@@ -8,7 +8,7 @@ from .image_tokens import ImageTokens
 from .intervention import ATTACHMENTS, Intervention, Where
 from .masking import MaskAttention
 from .processor import HookedProcessor, probabilities
-from .sites import Site, sites_of
+from .sites import Site, crossing_sites, sites_of
 
 __all__ = [
     "ATTACHMENTS",
@@ -26,6 +26,7 @@ __all__ = [
     "SwapKeysValues",
     "Where",
     "attached",
+    "crossing_sites",
     "probabilities",
     "rows_of",
     "sites_of",

@@ -54,6 +54,24 @@ def sites_of(model: Any) -> dict[str, Site]:
     return sites
 
 
+def crossing_sites(model: Any, what: str) -> list[Site]:
+    """The cross-attention layers of a denoiser, which something acts on.
+
+    Args:
+        what: acts on them, for the message.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    found = [site for site in sites_of(model).values() if site.kind == "cross"]
+    if not found:
+        raise ConfigurationError(
+            f"{what} acts on cross-attention, which a {type(model).__name__} does not have: use a base with a UNet, "
+            "playroom-sd, sd1.5, sdxl ..."
+        )
+    return found
+
+
 def _transformer_sites(model: Any) -> dict[str, Site]:
     dual = [f"transformer_blocks.{at}.attn" for at in range(len(model.transformer_blocks))]
     single = [f"single_transformer_blocks.{at}.attn" for at in range(len(model.single_transformer_blocks))]

@@ -35,7 +35,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="NAME:KEY=VALUE",
-            help="Read --subject without learning: ip-adapter, elite, blip-diffusion, ezigen ...",
+            help="Read --subject without learning: ip-adapter, elite, ezigen, ominicontrol (flux) ...",
         ),
     ] = None,
     adjust: Annotated[
@@ -71,6 +71,9 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the sheet and the record.")] = Path("out"),
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep parts on the CPU and bring each to the device while it runs (flux).")
+    ] = False,
 ) -> None:
     """Make pictures from a sentence, with or without a learned concept.
 
@@ -117,7 +120,7 @@ def generate(
         guidance_rescale=guidance_rescale,
     )
     pictures = Subject.from_folder(subject, noun=noun) if subject is not None else None
-    loaded = open_base(base, device, dtype)
+    loaded = open_base(base, device, dtype, offload)
     concepts = {slot: Concept.load(folder, loaded, other_weights=other_base) for slot, folder in folders.items()}
     if reading is not None and pictures is not None:
         from thisness.methods.zero_shot import read_subject

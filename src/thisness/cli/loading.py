@@ -39,13 +39,14 @@ def choose_device(name: str) -> str:
     return name
 
 
-def open_base(name: str, device: str, dtype: str | None) -> Base:
+def open_base(name: str, device: str, dtype: str | None, offload: bool = False) -> Base:
     """Load a base for a command.
 
     Args:
         name: an embedded name, a local folder, or a hub id.
         device: as for `choose_device`.
         dtype: one of DTYPES, or None for the base's own.
+        offload: parts stay on the CPU but for the one that runs.
 
     Raises:
         UserError: no such base, device or dtype.
@@ -57,4 +58,4 @@ def open_base(name: str, device: str, dtype: str | None) -> Base:
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     chosen: torch.dtype | None = getattr(torch, dtype) if dtype else None
-    return load_base(name, device=choose_device(device), dtype=chosen)
+    return load_base(name, device=choose_device(device), dtype=chosen, offload=offload)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attention import CaptureMaps, Context, Site, Where, sites_of
+from ..attention import CaptureMaps, Context, Site, Where, crossing_sites
 from ..bases import Base
 from ..concept import Concept
 from ..errors import ConfigurationError, ImageError
@@ -256,7 +256,7 @@ def _where(
     base: Base, resolution: int | None, layers: Sequence[int] | None, steps: range
 ) -> tuple[Where, tuple[str, ...], int]:
     """The choice, the names of its layers, and the side of the finest grid."""
-    crossing = [site for site in sites_of(base.denoiser).values() if site.kind == "cross"]
+    crossing = crossing_sites(base.denoiser, "a map of words")
     sides = sorted({site.resolution for site in crossing})
     if resolution is not None and resolution not in sides:
         raise ConfigurationError(f"no layer at resolution {resolution}: this base has {', '.join(map(str, sides))}")

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import ATTACHMENTS, Context, Intervention, MaskAttention, Rows, Site, sites_of
+from ..attention import ATTACHMENTS, Context, Intervention, MaskAttention, Rows, Site, crossing_sites, sites_of
 from ..conditioning import Sentence
 from ..errors import ConfigurationError
 from ..sampling.companion import Companion, Run
@@ -113,6 +113,7 @@ class AttentionSwap:
         Raises:
             ConfigurationError: no concept, its words not in the sentence, no such layers, a compiled model.
         """
+        crossing_sites(sentence.base.denoiser, "attention-swap")
         return BoundSwap(self, sentence)
 
 

@@ -28,6 +28,7 @@ from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 
 from ..adapters.handler import check_format
+from ..attention import crossing_sites
 from ..attention.image_tokens import ImageTokens
 from ..bases import Base
 from ..concept import Attached, Concept
@@ -319,6 +320,7 @@ class IPAdapter(ZeroShotMethod):
 
     @torch.no_grad()
     def read(self, subject: Subject, base: Base, settings: IPAdapterSettings) -> Concept:
+        crossing_sites(base.denoiser, self.name)
         image = shown(subject, settings.background)
         given = settings.weights or standard_weights(self.name, base)
         weights = open_adapter(self.name, given, base)

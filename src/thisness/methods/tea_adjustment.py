@@ -277,7 +277,7 @@ class BoundTea:
                 self.note(f"the text encoder is the base's own: only the words {place.concept.word.text!r} differ")
         target = "".join([*pieces, text[done:]])
         try:
-            spans = [FilledPrompt.plain(target).tokenize(tokenizer) for tokenizer in base.tokenizers]
+            spans = base.tokenize(FilledPrompt.plain(target))
         except PromptError as error:
             raise PromptError(f"tea, the sentence with nouns for the learned words: {error}") from None
         return target, spans[0], places

@@ -4,7 +4,8 @@ A dimension d goes alpha_d = alpha w_d / mean(w) of the way to the noun, at most
 
     rows of a word (token level)        w_d = sqrt( mean over g of (d <g, s> / d row_d)^2 ), s the states of the context
                                         words and of the end mark in this very sentence, g random directions: how far
-                                        those states move when the word's dimension d does
+                                        those states move when the word's dimension d does (FLUX's CLIP: the pooled
+                                        state, which alone is read)
     states (prompt level)               w_d = standard deviation of dimension d at the end mark between sentences that
                                         differ in their context alone ("a dog in the snow", "a dog at night" ...)
 """
@@ -48,13 +49,21 @@ def of_rows(base: Base, filled: FilledPrompt, tokens: Sequence[str]) -> dict[str
     with torch.enable_grad():
         rows = {name: row.requires_grad_(True) for name, row in vocabulary_rows(base, " ".join(tokens)).items()}
         with overridden_rows(base, tokens, rows):
-            states = encode(base, filled).embeds[0, positions].float()
+            encoded = encode(base, filled)
+            states = encoded.embeds[0, positions].float()
         squares = {name: torch.zeros_like(row) for name, row in rows.items()}
-        for probe in range(PROBES):
+        for _ in range(PROBES):
             direction = torch.randn(states.shape, generator=generator).to(states.device)
-            flows = torch.autograd.grad(states, list(rows.values()), direction, retain_graph=probe < PROBES - 1)
-            for name, flow in zip(rows, flows, strict=True):
-                squares[name] += flow.detach().float().square()
+            flows = list(
+                torch.autograd.grad(states, list(rows.values()), direction, retain_graph=True, allow_unused=True)
+            )
+            for at, (name, row) in enumerate(rows.items()):
+                if (
+                    flows[at] is None and encoded.pooled is not None
+                ):  # an encoder of which only the pooled state is read
+                    along = torch.randn(encoded.pooled.shape, generator=generator).to(states.device)
+                    (flows[at],) = torch.autograd.grad(encoded.pooled.float(), row, along, retain_graph=True)
+                squares[name] += flows[at].detach().float().square()
     return {name: (square / PROBES).sqrt() for name, square in squares.items()}
 
 
