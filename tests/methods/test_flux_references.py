@@ -446,3 +446,28 @@ def test_references_are_there_once(model):
     one, other = (References([reference()], RowLora({})) for _ in range(2))
     with one.installed(model), pytest.raises(ConfigurationError, match="already"), other.installed(model):
         pass
+
+
+# --- oracle 6: the selective mask blocks the first hop alone ---
+
+
+@pytest.mark.parametrize("mode", ["independent", "joint"])
+def test_irrelevant_words_hear_of_a_reference_from_the_second_block_on(model, mode):
+    lora, concept = RowLora(lora_of(model)), [2, 3]
+    found = []
+    for seed in (7, 8):
+        references = References([reference(seed)], lora, mode)
+        references.concepts = [concept]
+        kept = []
+        hooks = [
+            block.register_forward_hook(lambda _, args, out, kept=kept: kept.append(out[0].clone()))
+            for block in model.transformer_blocks
+        ]
+        run(model, references)
+        for hook in hooks:
+            hook.remove()
+        found.append(kept[-2:])  # independent: after those of the pass over the reference alone
+    others = [at for at in range(TEXT) if at not in concept]
+    (one, two), (other_one, other_two) = found
+    assert torch.equal(one[:, others], other_one[:, others]) and not close(one[:, concept], other_one[:, concept], 1e-3)
+    assert not close(two[:, others], other_two[:, others], 1e-4)
