@@ -7,7 +7,7 @@ on renders of training toys, says where the toy is. How well it does is measured
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class ProbeMasker:
         identity: what its masks depend on.
     """
 
+    identity: Mapping[str, Any]
+
     def __init__(self, base: Any, count: int = FIT_ON) -> None:
         """count: renders that it is fitted on."""
         from thisness.playroom.render import render
@@ -43,7 +45,7 @@ class ProbeMasker:
         rows = torch.cat([(rows - self.mean) / self.std, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
         gram = rows.T @ rows + RIDGE * torch.eye(rows.shape[1], dtype=torch.float64)
         self.weights = torch.linalg.solve(gram, rows.T @ wanted)
-        self.identity: dict[str, Any] = {"masker": "ridge on the denoiser's states", "base": base.signature}
+        self.identity = {"masker": "ridge on the denoiser's states", "base": base.signature}
 
     @classmethod
     def kept(cls, file: Path, base: Any, count: int = FIT_ON) -> tuple[ProbeMasker, float]:

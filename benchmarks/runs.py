@@ -48,7 +48,8 @@ def sampling_of(text: str) -> Any:
     from thisness.recipe import parse_spec
     from thisness.sampling import SamplingOptions
 
-    return SamplingOptions(**(parse_spec(f"sampling:{text}", "sampling").values if text else {}))
+    given: dict[str, Any] = dict(parse_spec(f"sampling:{text}", "sampling").values) if text else {}
+    return SamplingOptions(**given)
 
 
 def opened(path: Path) -> Any:
