@@ -229,7 +229,7 @@ class OminiControl(ZeroShotMethod):
     """The reference's latents, which every step reads."""
 
     Settings = OminiControlSettings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
     handler = OminiControlHandler()
 
     def read(self, subject: Subject, base: Base, settings: OminiControlSettings) -> Concept:
