@@ -130,7 +130,7 @@ class EZIGen(ZeroShotMethod):
     Settings: ClassVar[type] = EZIGenSettings
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "small": {"max_loops": 3},
+        "small": {"share": 0.7, "max_loops": 3},
         "single": {"min_loops": 0, "max_loops": 0},
         "full-injection": {"share": 1.0, "min_loops": 0, "max_loops": 0},
     }
