@@ -62,16 +62,19 @@ def masked(rows: Sequence[Scored], file: Path, masker: ProbeMasker | None) -> li
     known = _read(file)
     missing = [row for row in rows if row.image is not None and row.id not in known]
     if missing and masker is not None:
+        from tqdm import tqdm
+
         metrics = make_metrics(list(MASKED.values()), masker=masker)
         subjects = {name: reference(name) for name in dict.fromkeys(row.subject for row in missing)}
-        for start in range(0, len(missing), 64):
+        for start in tqdm(range(0, len(missing), 64), desc=f"masked {file.parent.name}", dynamic_ncols=True):
             some = missing[start : start + 64]
+            images = [opened(_image(row)) for row in some]
             items = []
-            for row in some:
+            for row, image, mask in zip(some, images, masker.masks(images), strict=True):
                 subject = subjects[row.subject]
                 references = (Picture(subject.images[0], subject.masks[0]),)
                 about = (row.id, row.recipe, row.subject, row.case, row.seed)
-                items.append(Item(*about, Picture(opened(_image(row))), references, subject.noun, row.sentence))
+                items.append(Item(*about, Picture(image, mask), references, subject.noun, row.sentence))
             found = [metric.score(items) for metric in metrics]
             for n, row in enumerate(some):
                 known[row.id] = {name: values[n] for name, values in zip(MASKED, found, strict=True)}
