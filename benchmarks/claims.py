@@ -7,7 +7,7 @@ A claim compares two recipes on the same toys, sentences and seeds. d is the mea
     lower     the other way round
     kept      seen if low > -margin, opposite if high < -margin, else not seen
 
-Fewer than two toys have no interval: no verdict.
+Fewer than six toys give no verdict: their sign-flip test cannot be below 0.05, and their intervals are too narrow.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 Expects = Literal["higher", "lower", "kept"]
 SEEN, NOT_SEEN, OPPOSITE, NONE = "seen", "not seen", "opposite", "no verdict"
-MARGIN = 0.02
+MARGIN, FEWEST = 0.02, 6
 RULE = (
     "By rule, for every line alike: d is the mean over toys of the difference on the same sentences and seeds, with "
     "its 95 % interval over toys. Higher: seen if the interval is above 0, opposite if it is below, else not seen; "
     f"lower: the other way round; kept: seen if the interval is above -{MARGIN} (or the margin that is said), "
     "opposite if it is below that, else not seen. p is of a sign-flip test over toys; nothing is corrected for the "
-    "number of lines."
+    f"number of lines. Fewer than {FEWEST} toys give no verdict."
 )
 
 
@@ -77,8 +77,9 @@ def judged(claim: Claim, rows: Mapping[str, Sequence[Scored]]) -> tuple[str, str
     if found.difference is None:
         return NONE, "-", "-"
     span = "" if found.low is None else f" ({found.low:+.3f} to {found.high:+.3f})"
+    low, high = (found.low, found.high) if found.units >= FEWEST else (None, None)
     return (
-        verdict(found.low, found.high, claim.expects, claim.margin),
+        verdict(low, high, claim.expects, claim.margin),
         f"{found.difference:+.3f}{span}",
         f"{found.p:.3f}",
     )
@@ -118,4 +119,6 @@ def over_toys(values: Sequence[float], expects: Expects, margin: float = MARGIN)
         return NONE, "-", "-"
     low, high = interval(list(values))
     span = "" if low is None else f" ({low:+.3f} to {high:+.3f})"
+    if len(values) < FEWEST:
+        low = high = None
     return verdict(low, high, expects, margin), f"{fmean(values):+.3f}{span}", f"{sign_flip(list(values)):.3f}"

@@ -40,7 +40,7 @@ def measured(
     from thisness.methods.zero_shot import read_subject
     from thisness.sampling import SamplingOptions
 
-    told = {**settings, "min_loops": loops, "max_loops": loops}
+    told = {"share": 0.4, **settings, "min_loops": loops, "max_loops": loops}
 
     def ours(steps: int = steps, scheduler: str = "ddpm") -> Any:
         concept = read_subject("ezigen", subject, base, settings=told)

@@ -19,7 +19,7 @@ from PIL import Image
 
 VARIANTS = ("source", "pasted", "single", "edited", "renoised")
 SAID = {
-    "source": "the scene as it was", "pasted": "the reference's cut-out pasted into the mask",
+    "source": "the scene as it was", "pasted": "the reference's cut-out pasted into the mask's box",
     "single": "edited, a single pass", "edited": "edited (inverted again in each loop)",
     "renoised": "edited (noise in the loops)",
 }  # fmt: skip

@@ -75,7 +75,14 @@ def sheet_of(
         chosen = {label: next((r for r in found[label] if r.case == cases[0] and r.image), None) for label in labels}
         said = next(row.sentence for row in chosen.values() if row is not None)
         line = [Tile(opened(run.references[name][0]), said)]
-        grid.append(line + [Tile(opened(row.image), label) for label, row in chosen.items() if row and row.image])
+        grid.append(
+            line
+            + [
+                Tile(opened(row.image), label.removeprefix(f"{labels[0]}-"))
+                for label, row in chosen.items()
+                if row and row.image
+            ]
+        )
     if grid:
         save_png(sheet(grid, title=title, tile=128), path)
     return link(title, path) if grid else []

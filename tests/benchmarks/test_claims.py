@@ -38,13 +38,14 @@ def test_a_planted_difference_is_told(difference, said):
     assert turned[0] == {SEEN: OPPOSITE, OPPOSITE: SEEN}.get(said, said)
 
 
-def test_one_toy_is_no_verdict_and_other_families_do_not_count():
-    assert judged(Claim("x", "clip-t", "a", "b"), planted(0.5, toys=1))[0] == NONE
+def test_few_toys_are_no_verdict_and_other_families_do_not_count():
+    for toys, said in ((1, NONE), (5, NONE), (6, SEEN)):
+        assert judged(Claim("x", "clip-t", "a", "b"), planted(0.5, toys=toys))[0] == said
     assert judged(Claim("x", "clip-t", "a", "b", families=("style",)), planted(0.5)) == (NONE, "-", "-")
     assert claims.lines([Claim("x", "clip-t", "a", "nobody")], planted(0.5)) == []
 
 
 def test_numbers_of_toys():
-    assert claims.over_toys([0.1, 0.2, 0.15], "higher")[0] == SEEN
-    assert claims.over_toys([0.1, -0.2, 0.15], "higher")[0] == NOT_SEEN
-    assert claims.over_toys([0.1], "higher")[0] == NONE and claims.over_toys([], "higher")[0] == NONE
+    assert claims.over_toys([0.1, 0.2, 0.15] * 2, "higher")[0] == SEEN
+    assert claims.over_toys([0.1, -0.2, 0.15] * 2, "higher")[0] == NOT_SEEN
+    assert claims.over_toys([0.1] * 5, "higher")[0] == NONE and claims.over_toys([], "higher")[0] == NONE
