@@ -49,12 +49,13 @@ def random_adapter(method: str, base: Base, size: str) -> dict[str, Tensor]:
 def full_size() -> Base:
     """A random SD 1.5 UNet with a tiny text encoder and VAE: only the denoiser is timed."""
     import sys
+    from importlib import import_module
 
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
     tests = Path(__file__).parents[1] / "tests"
     sys.path.insert(0, str(tests))
-    import tiny
+    tiny: Any = import_module("tiny")
 
     config = json.loads((tests / "data" / "sd15.json").read_text(encoding="utf-8"))["unet"]
     tokens = tiny.tokenizer(length=77)

@@ -47,7 +47,7 @@ def section(folders: Mapping[str, Path], figure: Path) -> list[str]:
     found = {method: toys for method, toys in found.items() if toys}
     if not found:
         return []
-    lines: dict[str, dict[str, dict[int, list[float]]]] = {title: {} for title in PANELS}
+    lines: dict[str, dict[str, dict[float, list[float]]]] = {title: {} for title in PANELS}
     head = "| | toys | verdict over training |" + "".join(f" {title}: first | last |" for title in PANELS)
     table = [head, "|---" * (3 + 2 * len(PANELS)) + "|"]
     for method, toys in found.items():

@@ -106,7 +106,7 @@ def tokenize(
     _check_known(text, ids, offsets, marks, tokenizer)
     if cut and len(ids) > limit:
         kept = [*range(limit - 1), len(ids) - 1]  # as transformers truncates: the end mark stays
-        ids, offsets, marks = ([each[at] for at in kept] for each in (ids, offsets, marks))  # type: ignore[assignment]
+        ids, offsets, marks = ([each[at] for at in kept] for each in (ids, offsets, marks))
     _check_length(text, ids, offsets, marks, limit)
     places = [_tokens_of(slot, offsets, marks) for slot in slots]
     roles = _roles(text, offsets, marks, places)

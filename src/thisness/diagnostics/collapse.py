@@ -448,9 +448,10 @@ def concluded(name: str, noun: str, verdicts: Sequence[Verdict], touched: bool) 
     chosen = seen[0] if seen else verdicts[0]
     less = next((each for each in chosen.signals if each.name == "within"), None)
     beside = f'those with "{noun}"' if chosen.basis == "class word" else "they did when it began to learn"
-    far = f": its sentences vary {_percent(abs(less.change))} {'less' if less.change > 0 else 'more'} than {beside}"
-    when = f", half of it by step {less.half}" if less is not None and less.half is not None and seen else ""
-    far = (far if less is not None else "") + when
+    far = ""
+    if less is not None:
+        far = f": its sentences vary {_percent(abs(less.change))} {'less' if less.change > 0 else 'more'} than {beside}"
+        far += f", half of it by step {less.half}" if less.half is not None and seen else ""
     if seen:
         return f"Conclusion: {name} has collapsed{far}. --adjust tea turns it back toward {noun!r}."
     if any(each.word == "cannot tell" for each in verdicts):
