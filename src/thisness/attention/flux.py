@@ -66,10 +66,17 @@ class HookedFluxProcessor:
             for each in acting:
                 q, k, v = each.qkv(site, attn, q, k, v, context)
             q, k, v = (each.unflatten(-1, (-1, attn.head_dim)) for each in (q, k, v))
-        mask = self._mask(acting, q, k, attention_mask)
+        plain = [each for each in acting if type(each).attend is Intervention.attend]
+        own = [each for each in acting if type(each).attend is not Intervention.attend]
+        mask = self._mask(plain, q, k, attention_mask)
 
         readers = [e for e in acting if e.reads_probs(site, q.transpose(1, 2), k.transpose(1, 2), context)]
         out = None
+        if len(own) == 1 and mask is None and not readers:
+            made = own[0].attend(site, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context)
+            out = None if made is None else made.transpose(1, 2)
+        if out is None:
+            mask = self._mask(own, q, k, mask)
         if readers:
             probs = probabilities(q.transpose(1, 2), k.transpose(1, 2), _additive(mask, q))
             for each in readers:

@@ -85,6 +85,14 @@ class Intervention:
         """What is added to the scores, broadcastable to (B, H, Lq, Lk); q, k: (B, H, L, D)."""
         return mask
 
+    def attend(self, site: Site, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor | None:
+        """Attention in the place of the model's own, (B, H, L, D) each -> (B, H, Lq, D); None leaves it. FLUX only.
+
+        Asked where it alone wants to, and nobody adds to the scores or reads probabilities; otherwise its `mask` is
+        added to the scores, which must amount to the same.
+        """
+        return None
+
     def reads_probs(self, site: Site, q: Tensor, k: Tensor, context: Context) -> bool:
         """Whether `probs` is to be called; they cost a second pass over the scores. q, k: (B, H, L, D)."""
         return self.edits_probs
@@ -127,7 +135,7 @@ class Intervention:
 
 def only_schedules(intervention: Intervention) -> bool:
     """Whether it overrides nothing that happens inside attention, so that no processor need be hooked for it."""
-    names = ("inputs", "qkv", "mask", "reads_probs", "probs", "extra")
+    names = ("inputs", "qkv", "mask", "attend", "reads_probs", "probs", "extra")
     kind = type(intervention)
     return not kind.edits_probs and all(getattr(kind, name) is getattr(Intervention, name) for name in names)
 

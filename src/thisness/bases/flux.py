@@ -139,9 +139,13 @@ class Flux(Base):
         """
         t5, clip = (ids.to(self.device) for ids in tokens)
         embeds = self.parts["text_encoder_2"](t5, output_hidden_states=False)[0]
-        states = self.parts["text_encoder"](clip, output_hidden_states=False).last_hidden_state
-        ends = clip.eq(self.tokenizers[1].eos_token_id).int().argmax(-1)
-        return TextEncoding(embeds, states[torch.arange(len(clip), device=clip.device), ends])
+        return TextEncoding(embeds, self.pooled_text(clip))
+
+    def pooled_text(self, ids: Tensor) -> Tensor:
+        """CLIP's last state at the first end mark, of tokens (batch, length): (batch, width)."""
+        states = self.parts["text_encoder"](ids, output_hidden_states=False).last_hidden_state
+        ends = ids.eq(self.tokenizers[1].eos_token_id).int().argmax(-1)
+        return states[torch.arange(len(ids), device=ids.device), ends]
 
     def predict(
         self, latents: Tensor, timestep: Tensor | float, conditioning: Conditioning, *, guidance: float = 1.0

@@ -219,6 +219,7 @@ class DeviationExtraction(nn.Module):
 
     def __init__(self, width: int = 4096, inner: int = 4096, heads: int = 32, hidden: int = 16384) -> None:
         super().__init__()
+        self._sizes = {"width": width, "inner": inner, "heads": heads, "hidden": hidden}
         self.of_itself, self.of_picture = _Heads(width, inner, heads), _Heads(width, inner, heads)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), _zero(nn.Linear(hidden, width))
@@ -228,6 +229,10 @@ class DeviationExtraction(nn.Module):
     def lite(cls, width: int = 4096) -> DeviationExtraction:
         """A quarter of the parameters, for devices below 80 GB."""
         return cls(width, max(width // 4, 8), 8, width)
+
+    def sizes(self) -> dict[str, int]:
+        """Arguments that make another one of the same sizes."""
+        return dict(self._sizes)
 
     def forward(self, concept: Tensor, picture: Tensor, there: Tensor | None = None, *, every: bool = False) -> Tensor:
         """What to put in the place of S*.
@@ -252,6 +257,41 @@ def _zero(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def picked_rows(states: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Some rows of each sentence: states (B, L, width) -> (B, n, width) padded, and (B, n) bool: what is no padding."""
+    longest = max(map(len, rows))
+    index = torch.tensor([[*each, *[0] * (longest - len(each))] for each in rows], device=states.device)
+    there = (
+        torch.arange(longest, device=states.device) < torch.tensor(list(map(len, rows)), device=states.device)[:, None]
+    )
+    return states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1])), there
+
+
+def deviated(
+    module: DeviationExtraction, states: Tensor, rows: Sequence[Sequence[int]], picture: Tensor, *, every: bool = False
+) -> Tensor:
+    """Text states in which the first of a concept's rows is what the module makes of it; a new tensor.
+
+    Args:
+        states: (B, L, width).
+        rows: for each sentence S* and the name; one without any stays as it is.
+        picture: (B, tokens, width) of Redux.
+        every: replace all of the concept's rows (the ablation of the paper's figure 7).
+    """
+    having = [number for number, each in enumerate(rows) if each]
+    if not having:
+        return states
+    some = len(having) < len(rows)
+    chosen = [rows[number] for number in having]
+    concept, there = picked_rows(states[having] if some else states, chosen)
+    made = module(concept.float(), (picture[having] if some else picture).float(), there, every=every)
+    sentence = [number for number, each in zip(having, chosen, strict=True) for _ in (each if every else each[:1])]
+    at = [row for each in chosen for row in (each if every else each[:1])]
+    values = made[there] if every else made
+    index = tuple(torch.tensor(each, device=states.device) for each in (sentence, at))
+    return states.index_put(index, values.to(states.dtype))
 
 
 def with_rows(states: Tensor, rows: Tensor, at: Tensor) -> Tensor:
@@ -285,6 +325,7 @@ class Plan:
         if not bind:
             concepts = [[sorted({row for rows in each for row in rows})] * len(references) for each in concepts]
         self.concepts, self.bind = [[list(rows) for rows in each] for each in concepts], bind
+        self._kept: dict[Any, Any] = {}
 
     @property
     def main(self) -> int:
@@ -300,15 +341,27 @@ class Plan:
         masks = [attention_mask(self.text, self.noisy, self.references, self.mode, each) for each in self.concepts]
         return torch.stack([each for each in masks if each is not None])[:, None]
 
+    def bias(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """The same as what is added to the scores: 0, and -inf where a query does not read a key."""
+        key = (str(device), dtype)
+        if key not in self._kept:
+            made = torch.zeros(self.dense.shape, dtype=dtype).masked_fill_(~self.dense, float("-inf"))
+            self._kept[key] = made.to(device)
+        return self._kept[key]
+
     def slices(self) -> list[slice]:
         """Rows of each reference."""
         firsts = [self.main + sum(self.references[:number]) for number in range(len(self.references))]
         return [slice(first, first + count) for first, count in zip(firsts, self.references, strict=True)]
 
-    def block_mask(self, device: torch.device | str, block: int = 128) -> Any:
-        """The same for FlexAttention."""
+    def block_mask(self, device: torch.device | str, block: int = 128, queries: int | None = None) -> Any:
+        """The same for FlexAttention; queries: how many rows ask, `total` or the first `main`."""
         from torch.nn.attention.flex_attention import create_block_mask
 
+        queries = self.total if queries is None else queries
+        key = (str(device), block, queries)
+        if key in self._kept:
+            return self._kept[key]
         count = len(self.references)
         reads = torch.zeros(len(self.concepts), self.total, max(count, 1), dtype=torch.bool)  # which references
         of = torch.full((self.total,), -1)
@@ -324,13 +377,16 @@ class Plan:
         def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return torch.where(of[k] >= 0, reads[b, q, of[k].clamp(min=0)], joint | (of[q] < 0))
 
-        return create_block_mask(
-            allowed, len(self.concepts), None, self.total, self.total, device=str(device), BLOCK_SIZE=block
+        self._kept[key] = create_block_mask(
+            allowed, len(self.concepts), None, queries, self.total, device=str(device), BLOCK_SIZE=block
         )
+        return self._kept[key]
 
 
 def selective_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, backend: Backend = "split") -> Tensor:
     """Attention under a plan: (B, H, L, D) each -> (B, H, L, D). All three ways give the same up to rounding.
+
+    Queries are of all rows, or of text and noisy rows alone where the references' were answered elsewhere.
 
     dense: one call with a mask of L^2. flex: FlexAttention, to be compiled on a GPU. split: no mask at all, by a call
     for each group of rows that read the same keys; exact on back-ends that leave masks out.
@@ -338,13 +394,13 @@ def selective_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, backend: Ba
     Source: eq. 6.
     """
     if backend == "dense":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=plan.dense.to(q.device))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=plan.dense[:, :, : q.shape[2]].to(q.device))
     if backend == "flex":
         from torch.nn.attention.flex_attention import flex_attention
 
         if q.device.type == "cpu" and any(each.requires_grad for each in (q, k, v)):
             raise ConfigurationError("FlexAttention has no gradients on the CPU: use split, or dense")
-        return flex_attention(q, k, v, block_mask=plan.block_mask(q.device))
+        return flex_attention(q, k, v, block_mask=plan.block_mask(q.device, queries=q.shape[2]))
     if backend != "split":
         raise ConfigurationError(f"no back-end {backend!r}: dense, flex or split")
     return _split(q, k, v, plan)
@@ -360,7 +416,8 @@ def _split(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         groups = [(rows[0], [slice(0, plan.total)])]
     for number, (_, keys) in enumerate(groups):
         words = _written(words, q, k, v, [each[number] for each in plan.concepts], keys)
-    ends = [_over(q[:, :, each], k, v, [own, each] if plan.mode == "joint" else [each]) for each in rows]
+    asked = rows if q.shape[2] > main else []
+    ends = [_over(q[:, :, each], k, v, [own, each] if plan.mode == "joint" else [each]) for each in asked]
     return torch.cat([words, noisy, *ends], 2)
 
 

@@ -274,7 +274,7 @@ class Reference:
     """One reference picture.
 
     Args:
-        tokens: (R, channels) packed latents.
+        tokens: (R, channels) packed latents; or (B, R, channels): another picture for each row of a batch.
         ids: (R, 3) positions, `reference_ids`.
         name: what to call it in messages.
     """
@@ -376,10 +376,13 @@ class References(Intervention):
             return args, kwargs
         self.modulation = reference_modulation(model, read)
         self.lora.first = self.noisy
-        tokens = [each.tokens.to(hidden).expand(len(hidden), -1, -1) for each in self.items]
-        kwargs["hidden_states"] = torch.cat([hidden, *tokens], 1)
+        kwargs["hidden_states"] = torch.cat([hidden, *self._tokens(hidden)], 1)
         kwargs["img_ids"] = torch.cat([ids.float(), *(each.ids.to(ids.device) for each in self.items)])
         return args, kwargs
+
+    def _tokens(self, hidden: Tensor) -> list[Tensor]:
+        """Of each reference, (B, R, channels)."""
+        return [each.tokens.to(hidden).expand(len(hidden), -1, -1) for each in self.items]
 
     def _after(self, model: Any, args: Any, output: Any) -> Any:
         self.lora.first = None
@@ -407,7 +410,7 @@ class References(Intervention):
 
     def _read(self, model: Any, pooled: Tensor, like: Tensor) -> KeysValues:
         """Keys and values of all references for the rows of a call, kept where they were computed before."""
-        one = bool((pooled == pooled[:1]).all())
+        one = all(each.tokens.ndim == 2 for each in self.items) and bool((pooled == pooled[:1]).all())
         pooled = pooled[:1] if one else pooled
         of = tuple(map(id, self.items))
         if self.cache:
@@ -440,7 +443,9 @@ class References(Intervention):
 
     def mask(self, site: Site, q: Tensor, k: Tensor, mask: Tensor | None, context: Context) -> Tensor | None:
         own = self._bias(q)
-        return own if mask is None or own is None else own + mask
+        if own is None or mask is None:
+            return mask if own is None else own
+        return own + mask
 
     def _bias(self, q: Tensor) -> Tensor | None:
         """(1, 1, Lq, Lk), what is added to the scores; None for nothing."""
