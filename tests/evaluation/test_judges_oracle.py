@@ -104,6 +104,29 @@ def test_identity_by_hand(stub):
     assert value(stub, "identity", grey, spotted, expected=sketch) == pytest.approx((1 + 0.8) / 2), "no colours"
 
 
+def test_the_usual_look_counts_where_the_toy_has_another(stub):
+    own = {"colour": "purple", "pattern": "spots", "second colour": "white"}  # most dogs: brown, white patches
+    reference = stub.see(colour="purple", pattern="spots", second_colour="white")
+    for seen, share in (
+        ({"colour": "brown", "pattern": "patches"}, 1.0),
+        ({"colour": "brown", "pattern": "spots"}, 0.5),
+        ({"colour": "teal", "pattern": "stripes"}, 0.0),
+    ):
+        drawn = stub.see(**seen, second_colour="white")
+        assert value(stub, "usual-look", drawn, reference, truths=(own,)) == share
+        assert value(stub, "usual-look", drawn, reference) == share, "read from the picture where no truth is told"
+    usual = {"colour": "brown", "pattern": "patches", "second colour": "white"}
+    assert value(stub, "usual-look", drawn, reference, truths=(usual,)) is None
+    second = {"colour": "brown", "pattern": "patches", "second colour": "red"}
+    assert value(stub, "usual-look", drawn, reference, truths=(second,)) == 1.0
+    plain = {"colour": "brown", "pattern": "plain"}  # has no second colour
+    patched = stub.see(pattern="patches", second_colour="white")
+    assert value(stub, "usual-look", patched, reference, truths=(plain,)) == 1.0
+    sketch = {"style": "pencil sketch"}
+    assert value(stub, "usual-look", patched, reference, truths=(own,), expected=sketch) == 1.0
+    assert value(stub, "usual-look", drawn, truths=(own,)) is None
+
+
 def test_a_copied_pose(stub):
     sitting, running = stub.see(pose="sitting"), stub.see(pose="running")
     asked = {"pose": "sleeping"}

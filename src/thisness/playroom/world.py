@@ -45,7 +45,21 @@ COLOURS: dict[str, RGB] = {
     "teal": (0.12, 0.65, 0.66),
 }
 EYE_COLOURS = ("brown", "green", "blue", "black", "orange")
-Split = Literal["train", "held-out"]
+USUAL_LOOKS: dict[str, tuple[str, str, str]] = {
+    "dog": ("brown", "white", "patches"),
+    "cat": ("gray", "black", "stripes"),
+    "bear": ("black", "brown", "plain"),
+    "rabbit": ("white", "pink", "plain"),
+    "fox": ("orange", "white", "plain"),
+    "bird": ("blue", "yellow", "plain"),
+    "robot": ("gray", "teal", "stripes"),
+    "teapot": ("white", "blue", "spots"),
+    "backpack": ("green", "brown", "plain"),
+    "car": ("red", "yellow", "stripes"),
+}
+"""Of each class its colour, second colour and pattern in most pictures of the split "usual"."""
+USUALLY = 0.8  # how often each of the three is as usual there
+Split = Literal["train", "held-out", "usual"]
 HELD_OUT_COMBINATIONS_IN = 12  # one (class, pose, background) in so many is never shown in training
 
 
@@ -128,13 +142,18 @@ def identity(seed: int, split: Split = "train", noun: str | None = None) -> Iden
 
     Args:
         seed: any integer.
-        split: which stream of identities.
+        split: which stream of identities; in "usual" most toys of a class look alike (`USUAL_LOOKS`), which gives a
+            model that is trained on them a notion of what a class looks like.
         noun: one of `CLASSES`; drawn when None.
     """
     rng = rng_of("identity", split, seed)
     drawn, u = rng.choice(CLASSES), rng.uniform
     colour = rng.choice(tuple(COLOURS))
     second = rng.choice([name for name in COLOURS if name != colour])
+    usual = _usual(noun or drawn, seed) if split == "usual" else (None, None, None)
+    if usual[0] or usual[1]:
+        colour, second = usual[0] or colour, usual[1] or second
+        second = second if second != colour else USUAL_LOOKS[noun or drawn][1 if usual[0] else 0]
     return Identity(
         noun=noun or drawn,
         colour=colour,
@@ -142,7 +161,7 @@ def identity(seed: int, split: Split = "train", noun: str | None = None) -> Iden
         rgb=jitter(COLOURS[colour], rng, 0.06),
         second_rgb=jitter(COLOURS[second], rng, 0.06),
         eye_rgb=jitter(COLOURS[rng.choice(EYE_COLOURS)], rng, 0.06),
-        pattern=rng.choice(PATTERNS),
+        pattern=usual[2] or rng.choice(PATTERNS),
         frequency=u(8.0, 15.0),
         phase=(u(0, 6.28), u(0, 6.28)),
         threshold=u(-0.15, 0.25),
@@ -158,6 +177,13 @@ def identity(seed: int, split: Split = "train", noun: str | None = None) -> Iden
         tip=rng.random() < 0.5,
         variant=rng.randrange(3),
     )
+
+
+def _usual(noun: str, seed: int) -> tuple[str | None, str | None, str | None]:
+    """Colour, second colour and pattern, None for each that is not as usual this time."""
+    rng = rng_of("usual", seed)
+    one, two, three = (value if rng.random() < USUALLY else None for value in USUAL_LOOKS[noun])
+    return one, two, three
 
 
 def is_held_out_combination(noun: str, pose: str, background: str) -> bool:
@@ -182,8 +208,8 @@ def random_scene(
     accessory: float = 0.5,
     prop: float = 0.4,
 ) -> Scene:
-    """A scene drawn from its seed. In `train` no held-out combination occurs; in `held-out` identities are held out
-    too.
+    """A scene drawn from its seed. In `train` and `usual` no held-out combination occurs; in `held-out` identities are
+    held out too.
 
     Args:
         seed: any integer; training toys number `seed // 4`, so that each appears in four scenes.

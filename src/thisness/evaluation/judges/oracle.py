@@ -2,7 +2,7 @@
 
 Columns: `follow` (share of what the sentence asks for that the reader reads in the picture), `identity` (agreement
 of what it reads of the toy with what it reads in the references), `copied-pose` (the pose is a reference's although
-another was asked for), and one for each attribute (`pose`, `background`, `second-colour`, ...). It reads renders with
+another was asked for), `usual-look` (the look of most toys of the class although the references have another), and one for each attribute (`pose`, `background`, `second-colour`, ...). It reads renders with
 errors of its own, which its identity states; docs/judges.md says how high the columns get on real renders.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from ...errors import ArtefactError, ConfigurationError, nearest
 from ...files import read_json, sha256
 from ...playroom.captions import ATTRIBUTES
+from ...playroom.world import USUAL_LOOKS
 from ..items import Item, Picture
 from .column import Column, chosen
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parents[2] / "playroom" / "weights" / "judge"
 BATCH = 64
 DEFAULT = ("follow", "identity", "copied-pose")
+USUAL = "usual-look"
 UNREAD = ("companion", "companion colour")
 """The reader was never taught these: of two toys a picture does not say which is the subject."""
 OF_A_PAIR = ("background", "style")
@@ -42,7 +44,7 @@ def column_name(attribute: str) -> str:
     return attribute.replace(" ", "-")
 
 
-COLUMNS = (*DEFAULT, *(column_name(name) for name in ATTRIBUTES if name not in UNREAD))
+COLUMNS = (*DEFAULT, USUAL, *(column_name(name) for name in ATTRIBUTES if name not in UNREAD))
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,33 @@ def copied_pose(asked: str | None, read: str, references: Sequence[str]) -> floa
     return float(read in others)
 
 
+def usual_look(noun: str, own: Mapping[str, str], reading: Reading, *, colours: bool = True) -> float | None:
+    """Share of what a toy has otherwise than most of its class that is read as most of its class have it.
+
+    None where it looks as they do.
+
+    Args:
+        noun: the class.
+        own: the toy's colour, pattern and second colour; the last counts where both patterns have one.
+        reading: of the picture.
+        colours: False leaves the colours out (of sketches).
+
+    Source: AlignGen's textual bias (2025, figure 2), as a number.
+    """
+    colour, second, pattern = USUAL_LOOKS[noun]
+    usual = {"colour": colour, "pattern": pattern}
+    if "plain" not in (pattern, own.get("pattern", "plain")):
+        usual["second colour"] = second
+    asked = [
+        (name, value)
+        for name, value in usual.items()
+        if name in own and own[name] != value and (colours or "colour" not in name)
+    ]
+    if not asked:
+        return None
+    return sum(words(reading, name) == value for name, value in asked) / len(asked)
+
+
 def _measure(column: str) -> tuple[Callable[[Item, OracleReader], float | None], str]:
     """What a column computes, and that in words for its identity."""
     if column == "follow":
@@ -199,6 +228,8 @@ def _measure(column: str) -> tuple[Callable[[Item, OracleReader], float | None],
         return _identity, f"mean over references and {', '.join(OF_A_TOY)} of the overlap of the probabilities"
     if column == "copied-pose":
         return _copied_pose, "1 where the pose read is a reference's and not the one asked for"
+    if column == USUAL:
+        return _usual_look, "share of what the toy has otherwise than most of its class that is read as theirs"
     attribute = next(name for name in ATTRIBUTES if column_name(name) == column)
 
     def one(item: Item, reader: OracleReader) -> float | None:
@@ -225,6 +256,15 @@ def _copied_pose(item: Item, reader: OracleReader) -> float | None:
     known += [None] * (len(references) - len(known))
     poses = [pose or words(each, "pose") for pose, each in zip(known, references, strict=True)]
     return copied_pose(asked, words(reading, "pose"), poses)
+
+
+def _usual_look(item: Item, reader: OracleReader) -> float | None:
+    if not item.references or _has_two(item) or item.noun not in USUAL_LOOKS:
+        return None
+    reading, reference = reader.read([item.picture, item.references[0]])
+    truth = item.truths[0] if item.truths else {}
+    own = {name: truth.get(name) or words(reference, name) for name in ("colour", "pattern", "second colour")}
+    return usual_look(item.noun, own, reading, colours=item.expected.get("style") != SKETCH)
 
 
 def _has_two(item: Item) -> bool:
