@@ -2,8 +2,9 @@
 
 Columns: `follow` (share of what the sentence asks for that the reader reads in the picture), `identity` (agreement
 of what it reads of the toy with what it reads in the references), `copied-pose` (the pose is a reference's although
-another was asked for), `usual-look` (the look of most toys of the class although the references have another), and one for each attribute (`pose`, `background`, `second-colour`, ...). It reads renders with
-errors of its own, which its identity states; docs/judges.md says how high the columns get on real renders.
+another was asked for), `usual-look` (the look of most toys of the class although the references have another), and
+one for each attribute (`pose`, `background`, `second-colour`, ...). It reads renders with errors of its own, which its
+identity states; docs/judges.md says how high the columns get on real renders.
 """
 
 from __future__ import annotations
