@@ -7,9 +7,23 @@ be asked, exactly that.
 
 from __future__ import annotations
 
+import re
 from random import Random
 
-from .world import ACCESSORIES, BACKGROUNDS, CLASSES, COLOURS, FACINGS, OBJECTS, PATTERNS, POSES, STYLES, Scene, Toy
+from .world import (
+    ACCESSORIES,
+    ANIMALS,
+    BACKGROUNDS,
+    CLASSES,
+    COLOURS,
+    FACINGS,
+    OBJECTS,
+    PATTERNS,
+    POSES,
+    STYLES,
+    Scene,
+    Toy,
+)
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "class": CLASSES,
@@ -48,6 +62,10 @@ OPENINGS = {
     "watercolour": ("a watercolour of", "a watercolour painting of"),
     "pixel art": ("pixel art of", "a pixel art picture of"),
 }
+PARENTS = {noun: "animal" for noun in (*ANIMALS, "bird")} | {"robot": "machine", "car": "machine"}
+PARENTS |= {"teapot": "thing", "backpack": "thing"}
+BROADEST = "toy"
+"""What a class is one of, and what all are: wider names, which say less about the look."""
 ALWAYS = {name: 1.0 for name in ("colour", "pattern", "pose", "facing", "background", "accessory", "object", "detail")}
 OFTEN = {
     "colour": 0.65,
@@ -63,6 +81,20 @@ OFTEN = {
 
 def with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def names_of(noun: str) -> tuple[str, str, str]:
+    """Leaf, parent and broadest name of a class: "dog", "animal", "toy"."""
+    return noun, PARENTS[noun], BROADEST
+
+
+def renamed(sentence: str, noun: str, name: str) -> str:
+    """A sentence with another name for its subject, and the article that it needs."""
+    found = re.search(rf"\b(?:an? )?{noun}\b", sentence)
+    if found is None or name == noun:
+        return sentence
+    said = with_article(name) if found.group().startswith(("a ", "an ")) else name
+    return sentence[: found.start()] + said + sentence[found.end() :]
 
 
 def labels(scene: Scene) -> dict[str, int]:

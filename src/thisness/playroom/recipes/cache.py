@@ -14,23 +14,34 @@ from tqdm import tqdm
 
 from ...files import sha256, write_json
 from ...training.precision import fastest
-from ..data import BLOCK
+from ..data import BLOCK, PlayroomData
 from .common import Workplace
 
-SHAPES = {"latents": (8, 16, 16), "subjects": (8, 16, 16), "features": (96, 8, 8)}
+SHAPES = {
+    "latents": (8, 16, 16),
+    "subjects": (8, 16, 16),
+    "features": (96, 8, 8),
+    "flux-latents": (16, 16, 16),
+    "flux-features": (96, 8, 8),
+}
+"""Of one row, by kind; those of "flux-" are of the pictures of the split "usual"."""
 
 
 def _model_file(kind: str, model: Path) -> Path:
-    return model / ("model.safetensors" if kind == "features" else "diffusion_pytorch_model.safetensors")
+    return model / ("model.safetensors" if kind.endswith("features") else "diffusion_pytorch_model.safetensors")
+
+
+def _pictures(kind: str, place: Workplace) -> PlayroomData:
+    return place.usual_data() if kind.startswith("flux-") else place.train_data()
 
 
 @torch.no_grad()
 def _encode_block(kind: str, place: Workplace, model: str, block: int) -> int:
     if place.device == "cpu":
         torch.set_num_threads(1)
-    data = place.train_data()
+    data = _pictures(kind, place)
     rows = range(block * BLOCK, (block + 1) * BLOCK)
-    if kind == "latents":
+    if kind.endswith("latents"):
         from diffusers import AutoencoderKL
 
         from .vae import encode
@@ -62,11 +73,11 @@ def _encode_block(kind: str, place: Workplace, model: str, block: int) -> int:
 
 def encoded(kind: str, place: Workplace, model: Path, pictures: int | None = None) -> np.ndarray:
     """Rows of `latents` (posterior means, unscaled, N x 8 x 16 x 16), of those of `subjects` cut out, or of the
-    teacher's `features` (N x 96 x 8 x 8), float16; of the first `pictures`, or of all.
+    teacher's `features` (N x 96 x 8 x 8), float16; of the first `pictures`, or of all. See `SHAPES`.
 
     Whatever is missing is computed by `place.workers` processes; rows of another model's file are thrown away.
     """
-    place.train_data()
+    _pictures(kind, place)
     blocks, shape = -(-min(pictures or place.pictures, place.pictures) // BLOCK), SHAPES[kind]
     path, state_file = place.root / "data" / f"{kind}.f16", place.root / "data" / f"{kind}.json"
     mark = sha256(_model_file(kind, model))

@@ -37,6 +37,10 @@ class Workplace:
     def held_out_data(self) -> PlayroomData:
         return dataset(self.root / "data" / "held-out", 2048, split="held-out", workers=self.workers)
 
+    def usual_data(self) -> PlayroomData:
+        """Most toys of a class look alike here: what the embedded FLUX is trained on."""
+        return dataset(self.root / "data" / "usual", self.pictures, split="usual", workers=self.workers)
+
     def built(self, name: str) -> Path:
         """Folder of a finished model."""
         return self.root / "built" / name
