@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,3 +98,18 @@ def pipeline(*, dev: bool = True, length: int = TEXT_LENGTH, **config: Any) -> F
 def base(**config: Any) -> Base:
     """The same as a base."""
     return Base.from_pipeline(pipeline(**config), name="tiny-flux")
+
+
+def redux_folder(folder: Path, width: int = WIDTH, seed: int = 5) -> Path:
+    """A random Redux in the layout of `FluxPriorReduxPipeline`: 12 pixels, 3 by 3 patches."""
+    from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+    from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(seed)
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=12, patch_size=4
+    )
+    SiglipVisionModel(config).eval().save_pretrained(folder / "image_encoder")
+    ReduxImageEncoder(16, width).save_pretrained(folder / "image_embedder")
+    SiglipImageProcessorPil(size={"height": 12, "width": 12}).save_pretrained(folder / "feature_extractor")
+    return folder
