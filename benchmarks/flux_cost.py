@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from measure import interleaved, median_ratio, parser, report, spread
@@ -135,7 +136,7 @@ def main(words: list[str] | None = None) -> None:
     text, pixels = (512, given.side or 512) if given.full else (SENTENCE, given.side or 128)
     side = pixels // 16
     runs = prepared(model, text, side, given.references, given.device, dtype)
-    took = interleaved({name: lambda run=run: run(given.steps) for name, run in runs.items()}, given.repeats)
+    took = interleaved({name: partial(run, given.steps) for name, run in runs.items()}, given.repeats)
     config = model.config
     d = config.num_attention_heads * config.attention_head_dim
     blocks = config.num_layers + config.num_single_layers
@@ -165,9 +166,12 @@ def main(words: list[str] | None = None) -> None:
         f"{kind}, {config.num_layers} + {config.num_single_layers} blocks, {pixels} px, {given.references} reference(s)"
     )
     report(
-        f"{title}, {given.references} reference(s), {given.steps} steps, {given.repeats} rounds, {given.device}", rows, given.json,
-        cached_against_joint=gain, target=TARGET if given.full and pixels == 512 else "none",
-    )  # fmt: skip
+        f"{title}, {given.references} reference(s), {given.steps} steps, {given.repeats} rounds, {given.device}",
+        rows,
+        given.json,
+        cached_against_joint=gain,
+        target=TARGET if given.full and pixels == 512 else "none",
+    )
 
 
 if __name__ == "__main__":
