@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .flux_campaign import FluxParts
 
 FLUX = LoopConfig(
-    steps=6000,
+    steps=3400,
     lr=2e-3,
     betas=(0.9, 0.98),
     weight_decay=0.01,
@@ -45,10 +45,10 @@ FLUX = LoopConfig(
     ema=0.999,
     precision="auto",
     seed=23,
-    preview_every=1000,
+    preview_every=500,
 )
 GUIDANCE = LoopConfig(
-    steps=1000,
+    steps=500,
     lr=4e-4,
     betas=(0.9, 0.98),
     weight_decay=0.0,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .flux_campaign import FluxParts
 
 REDUX = LoopConfig(
-    steps=2000,
+    steps=900,
     lr=1e-3,
     betas=(0.9, 0.98),
     weight_decay=0.01,
@@ -37,7 +37,7 @@ REDUX = LoopConfig(
     ema=0.995,
     precision="auto",
     seed=25,
-    preview_every=500,
+    preview_every=300,
 )
 FEATURES = 0.5  # weight of the tower's guidance by the teacher
 

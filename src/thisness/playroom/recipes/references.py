@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from ..world import Scene
 
 REFERENCES = LoopConfig(
-    steps=2500,
+    steps=1000,
     lr=1e-3,
     betas=(0.9, 0.99),
     weight_decay=0.01,
-    warmup=100,
+    warmup=50,
     schedule="linear-tail",
     tail=0.4,
     final_fraction=0.02,
@@ -42,7 +42,7 @@ REFERENCES = LoopConfig(
     ema=0.998,
     precision="auto",
     seed=26,
-    preview_every=500,
+    preview_every=250,
 )
 RATES = {"lora": 1.5e-3, "dem": 1e-3, "star": 3e-3}
 RANK = 8
