@@ -8,7 +8,7 @@ from torch import nn
 
 from thisness.errors import ArtefactError, ConfigurationError
 from thisness.training.config import LoopConfig
-from thisness.training.optimizers import Muon, Optimizers, matrices_apart, orthogonalised
+from thisness.training.optimizers import Muon, Optimizers, check_optimizer, matrices_apart, orthogonalised
 
 CONFIG = LoopConfig(steps=10, lr=1e-2, weight_decay=0.1)
 
@@ -78,8 +78,79 @@ def test_what_does_not_fit_is_refused():
     net = layer()
     with pytest.raises(ConfigurationError, match="matrices only"):
         Optimizers([{"params": list(net.parameters()), "optimizer": "muon"}], CONFIG)
-    with pytest.raises(ConfigurationError, match="adamw or muon, not 'sgd'"):
+    with pytest.raises(ConfigurationError, match="adamw, adamw8bit or muon, not 'sgd'"):
         Optimizers([{"params": [net.weight], "optimizer": "sgd"}], CONFIG)
     plain = Optimizers([{"params": list(net.parameters())}], CONFIG)
     with pytest.raises(ArtefactError, match="does not fit: it is of muon"):
         plain.load_moments({"muon/0/momentum_buffer": torch.zeros(6, 10)})
+
+
+class EightBits(torch.optim.AdamW):
+    """What bitsandbytes' one does to checkpoints: it counts steps in plain numbers and keeps bytes."""
+
+    def __init__(self, params, **given):
+        super().__init__(params, **given)
+        self.counted = []
+
+    def step(self, closure=None):
+        super().step(closure)
+        for state in self.state.values():
+            count = int(state["step"])
+            self.counted.append(count)
+            state["codes"] = torch.full((4,), count, dtype=torch.uint8)
+
+    def state_dict(self):
+        found = super().state_dict()
+        for state in found["state"].values():
+            state["step"] = int(state["step"])
+        return found
+
+    def load_state_dict(self, state):
+        assert all(type(each["step"]) is int for each in state["state"].values())
+        for each in state["state"].values():
+            each["step"] = torch.tensor(float(each["step"]))
+        super().load_state_dict(state)
+
+
+def test_moments_in_8_bits_go_through_a_checkpoint(monkeypatch, tmp_path):
+    import sys
+    from types import SimpleNamespace
+
+    from thisness.files import load_tensors, save_tensors
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=EightBits))
+    config = LoopConfig(steps=4, lr=0.1, optimizer="adamw8bit")
+
+    def run(net, optimizers, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            for p in net.parameters():
+                p.grad = torch.randn_like(p)
+            optimizers.step()
+
+    whole, half = layer(), layer()
+    run(whole, Optimizers([{"params": list(whole.parameters())}], config), range(4))
+    first = Optimizers([{"params": list(half.parameters())}], config)
+    run(half, first, range(2))
+    save_tensors(tmp_path / "moments.safetensors", first.moments())
+    again = Optimizers([{"params": list(half.parameters())}], config)
+    again.load_moments(load_tensors(tmp_path / "moments.safetensors"))
+    run(half, again, range(2, 4))
+    assert torch.equal(whole.weight, half.weight)
+    assert again.each["adamw8bit"].counted[-1] == 4
+
+
+def test_8_bits_without_the_library_or_an_accelerator_is_one_line(monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    check_optimizer("adamw", torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigurationError, match="needs bitsandbytes.*pip install bitsandbytes"):
+        check_optimizer("adamw8bit", torch.device("cuda"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=EightBits))
+    with pytest.raises(ConfigurationError, match="runs on a GPU"):
+        check_optimizer("adamw8bit", torch.device("cpu"))
+    check_optimizer("adamw8bit", torch.device("cuda"))

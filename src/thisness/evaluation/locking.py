@@ -1,19 +1,12 @@
-"""Locks that a killed process does not leave behind: the system frees them with its last handle."""
+"""Who may write to a run's folder."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from ..errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: one run at a time is the user's business there
-    fcntl = None  # type: ignore[assignment]
+from ..files.locks import locked
 
 RUN_LOCK, WORKERS_LOCK = ".run.lock", ".workers.lock"
 SECONDS_FOR_WORKERS = 60.0
@@ -26,34 +19,16 @@ def running(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another run is at work there.
     """
-    with _locked(folder / RUN_LOCK, exclusive=True, seconds=0.0):
-        with _locked(folder / WORKERS_LOCK, exclusive=True, seconds=SECONDS_FOR_WORKERS):
+    with locked(folder / RUN_LOCK, _taken(folder)):
+        with locked(folder / WORKERS_LOCK, _taken(folder), seconds=SECONDS_FOR_WORKERS):
             pass
         yield
 
 
-@contextmanager
-def working_on(folder: Path) -> Iterator[None]:
+def working_on(folder: Path) -> AbstractContextManager[None]:
     """A worker of another process than the run's own, for as long as it lives."""
-    with _locked(folder / WORKERS_LOCK, exclusive=False, seconds=SECONDS_FOR_WORKERS):
-        yield
+    return locked(folder / WORKERS_LOCK, _taken(folder), exclusive=False, seconds=SECONDS_FOR_WORKERS)
 
 
-@contextmanager
-def _locked(path: Path, *, exclusive: bool, seconds: float) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        end = time.monotonic() + seconds
-        while fcntl is not None:
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise UserError(
-                        f"another run is at work in {path.parent}: wait for it, stop it, or name another --out"
-                    ) from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(handle)
+def _taken(folder: Path) -> str:
+    return f"another run is at work in {folder}: wait for it, stop it, or name another --out"

@@ -13,6 +13,7 @@ run alone starts from.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -31,10 +32,20 @@ from ..errors import ConfigurationError, raise_all
 from ..files import check_replaceable, listed, write_text
 from ..subject import Subject
 from ..training.loop import train
+from ..training.optimizers import check_optimizer
 from ..training.progress import Progress
 from ..training.task import Task
-from .registry import Stopped, learned_already, method_named, settings_for, tidy
-from .tuning import Draw, TuningMethod, TuningTask, conditioning_of, precision_for, prepared_for_training, prior_latents
+from .registry import Stopped, learned_already, learning_in, method_named, settings_for, tidy
+from .tuning import (
+    Draw,
+    TuningMethod,
+    TuningTask,
+    conditioning_of,
+    precision_for,
+    prepared_for_training,
+    prior_latents,
+    take_average,
+)
 
 PACKED = ("textual-inversion", "dreambooth-lora")
 MOST = 8  # subjects in one batch unless told otherwise
@@ -264,8 +275,9 @@ def learn_packed(
         A concept for each subject, in their order.
 
     Raises:
-        ConfigurationError: a method that cannot be packed, two subjects of one name, or as for `learn`.
-        ArtefactError, Stopped: as for `learn`.
+        ConfigurationError: a method that cannot be packed, two subjects of one name, several processes (torchrun), or
+            as for `learn`.
+        ArtefactError, UserError, Stopped: as for `learn`.
     """
     chosen = method_named(method)
     if method not in PACKED:
@@ -333,16 +345,27 @@ def learn_together(
         raise ConfigurationError("track_collapse follows the learning of one subject: learn it alone, or leave it out")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"two subjects are called {listed(twice)}: give their folders different names")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "several subjects in one batch are learned by one process, each with random numbers of its own: start it "
+            "without torchrun, or learn one after another"
+        )
     with ExitStack() as stack:
         if folder is None:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thisness-"))) / "concepts"
         else:
             place = Path(folder)
         training = place.with_name(place.name + ".training")
-        done: dict[str, Concept] = {}
-        if resume and folder is not None:
+
+        def finished_ones() -> dict[str, Concept]:
+            if not resume or folder is None:
+                return {}
             found = {subject.name: finished(place / subject.name, subject) for subject in subjects}
-            done = {name: concept for name, concept in found.items() if concept is not None}
+            return {name: concept for name, concept in found.items() if concept is not None}
+
+        if len(done := finished_ones()) < len(subjects):
+            stack.enter_context(learning_in(training))
+            done = finished_ones()  # another process may have been at work until now
         for name in names:
             if name not in done:
                 check_replaceable(place / name)  # now, not after minutes of work
@@ -386,6 +409,7 @@ def _train(
     opened: Opened, members: Sequence[Subject], base: Base, settings: Any, training: Path, resume: bool,
     progress: bool, stop_after: float | None,
 ) -> list[Concept]:  # fmt: skip
+    check_optimizer(settings.optimizer, base.device)
     with prepared_for_training(base, settings.checkpointing), opened(members) as (task, concepts):
         config = settings.loop(precision_for(settings.precision, base.device))
         result = train(
@@ -396,6 +420,7 @@ def _train(
                 f"stopped by {result.stopped_by} at step {result.steps} of {settings.steps}: "
                 "the same command goes on from there"
             )
+        take_average(task)
         said = Progress(task.name, result.steps, result.steps, progress)
         said.say(f"{result.steps / max(result.seconds, 1e-9):.2f} steps/s for each of {len(members)} subjects")
         said.close()

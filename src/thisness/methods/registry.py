@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -14,10 +15,13 @@ from ..bases import Base
 from ..concept import MANIFEST, Concept, ConceptHandler, register_handler
 from ..errors import ArtefactError, ConfigurationError, ThisnessError, nearest
 from ..files import check_replaceable
+from ..files.locks import locked
 from ..recipe import build_settings
 from ..subject import Subject
+from ..training.parallel import Parallel
 
 METHODS: dict[str, type[Method]] = {}
+LOCK = ".learn.lock"
 SMALL = 50_000_000  # parameters of a denoiser below which the preset "small" is the default
 
 
@@ -139,6 +143,7 @@ def learn(
     Raises:
         ConfigurationError: unknown method, preset or settings; or the folder holds a run with other settings.
         ArtefactError: the folder holds something that thisness did not write.
+        UserError: another process learns there.
         Stopped: by a signal or by `stop_after`.
     """
     chosen = method_named(method)
@@ -152,11 +157,36 @@ def learn(
     if resume and (done := learned_already(folder, chosen, subject, base, full)) is not None:
         return done
     check_replaceable(folder)  # now, not after minutes of work
-    training = folder.with_name(folder.name + ".training")
-    concept = chosen().learn(subject, base, full, training, resume=resume, progress=progress, stop_after=stop_after)
-    concept.save(folder, extra=lambda building: _keep_records(training, building))
-    tidy(training)
+    training, parallel = folder.with_name(folder.name + ".training"), Parallel()
+    with learning_in(training, parallel.first):
+        if resume and (done := learned_already(folder, chosen, subject, base, full)) is not None:
+            return done  # by a process that was done just now
+        concept = chosen().learn(subject, base, full, training, resume=resume, progress=progress, stop_after=stop_after)
+        if parallel.first:
+            concept.save(folder, extra=lambda building: _keep_records(training, building))
+            tidy(training)
+        parallel.wait()
     return concept
+
+
+@contextmanager
+def learning_in(training: Path, first: bool = True) -> Iterator[None]:
+    """The one process that may learn there; of several that learn together, the first.
+
+    Raises:
+        UserError: another one does.
+    """
+    if not first:
+        yield
+        return
+    taken = f"another `learn` is at work in {training}: wait for it, stop it, or name another --out"
+    with locked(training / LOCK, taken):
+        try:
+            yield
+        finally:
+            if [each.name for each in training.iterdir()] == [LOCK]:
+                (training / LOCK).unlink()
+                training.rmdir()
 
 
 def learned_already(

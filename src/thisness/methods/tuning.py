@@ -35,6 +35,7 @@ from ..training.diffusion import (
 )
 from ..training.latents import encode_subject
 from ..training.loop import LoopConfig, Task, train
+from ..training.optimizers import check_optimizer
 from ..training.precision import computes_in_bf16
 from ..training.prior import class_latents
 from ..training.tracking import Curves
@@ -67,6 +68,12 @@ class TuningSettings:
     warmup: int = setting(0, "steps of linear rise of the learning rate")
     schedule: Literal["constant", "cosine", "linear-tail"] = setting("constant", "of the learning rate")
     clip: float | None = setting(1.0, "largest norm of the gradient")
+    optimizer: Literal["adamw", "adamw8bit"] = setting(
+        "adamw", "adamw8bit keeps moments in 8 bits: bitsandbytes, on a GPU"
+    )
+    ema: float | None = setting(
+        None, "decay of a running mean of what is trained, which is kept then: 0.99; none: none"
+    )
     accumulate: int = setting(1, "batches summed up for one update")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "of the computation; weights are always fp32")
     captions: Literal["plain", "object", "bare"] = setting(
@@ -103,6 +110,7 @@ class TuningSettings:
         return LoopConfig(
             steps=self.steps, lr=self.lr, weight_decay=self.weight_decay, warmup=self.warmup, schedule=self.schedule,
             clip=self.clip, accumulate=self.accumulate, seed=self.seed, precision=precision, log_every=25,
+            optimizer=self.optimizer, ema=self.ema,
             preview_every=self.preview_every, checkpoint_seconds=self.checkpoint_seconds,
             tracker=self.tracker,
         )  # fmt: skip
@@ -372,6 +380,7 @@ class TuningMethod(Method):
         self, subject: Subject, base: Base, settings: Any, folder: Path, *, resume: bool = True, progress: bool = True,
         stop_after: float | None = None,
     ) -> Concept:  # fmt: skip
+        check_optimizer(settings.optimizer, base.device)  # before class pictures are made
         with (
             prepared_for_training(base, settings.checkpointing),
             self.task(subject, base, settings, progress) as task,
@@ -386,6 +395,7 @@ class TuningMethod(Method):
                     f"stopped by {result.stopped_by} at step {result.steps} of {settings.steps}: "
                     "the same command goes on from there"
                 )
+            take_average(task)
             if tracker is not None:
                 tracker.record(result.steps)
             return self.concept(task, settings)
@@ -396,6 +406,14 @@ class TuningMethod(Method):
             self.name, task.subject, task.base, word=task.word.text, tokens=task.tokens, tensors=self.tensors(task),
             settings=decisive(settings), keeps=self.keeps(task),
         )  # fmt: skip
+
+
+@torch.no_grad()
+def take_average(task: Task) -> None:
+    """What was trained becomes its running mean, where one was kept."""
+    for name, averaged in task.ema.items():
+        for parameter, mean in zip(task.modules()[name].parameters(), averaged.parameters(), strict=True):
+            parameter.copy_(mean)
 
 
 def tracker_of(task: TuningTask, settings: Any, folder: Path, resume: bool) -> Tracker | None:
@@ -415,8 +433,9 @@ def decisive(settings: Any) -> dict[str, Any]:
         for key, value in asdict(settings).items()
         if key not in ("checkpoint_seconds", "preview_every", "track_collapse", "tracker")
     }
-    if not values.get("keep_meaning", 1):
-        del values["keep_meaning"]  # what was learned before there was such a setting counts as the same
+    for key, none in (("keep_meaning", 0), ("ema", None), ("optimizer", "adamw")):
+        if values.get(key, "") == none:
+            del values[key]  # what was learned before there was such a setting counts as the same
     for each in fields(settings):
         if each.metadata.get("model") and Path(values[each.name]).expanduser().is_dir():
             values[each.name] = Path(values[each.name]).resolve().name

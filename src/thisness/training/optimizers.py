@@ -1,7 +1,8 @@
-"""What changes the weights: AdamW, and Muon for the matrices of a group that asks for it."""
+"""What changes the weights: AdamW, the same with moments in 8 bits, and Muon for the matrices of a group that asks."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArtefactError, ConfigurationError
 from .config import LoopConfig
 
-NAMES = ("adamw", "muon")
+NAMES = ("adamw", "adamw8bit", "muon")
 
 
 class Optimizers:
@@ -55,15 +56,17 @@ class Optimizers:
             f"{'' if kind == 'adamw' else kind + '/'}{index}/{name}": value
             for kind, optimizer in self.each.items()
             for index, values in optimizer.state_dict()["state"].items()
-            for name, value in values.items()
+            for name, value in ((key, torch.as_tensor(each)) for key, each in values.items())
         }
 
     def load_moments(self, tensors: dict[str, Tensor]) -> None:
         """Raises ArtefactError for those of another set of parameters or optimizers."""
-        states: dict[str, dict[int, dict[str, Tensor]]] = {kind: {} for kind in self.each}
+        states: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in self.each}
         for key, tensor in tensors.items():
             *kind, index, name = key.split("/")
-            states.setdefault(kind[0] if kind else "adamw", {}).setdefault(int(index), {})[name] = tensor
+            counted = name == "step" and kind == ["adamw8bit"]  # it counts in plain numbers
+            mine = states.setdefault(kind[0] if kind else "adamw", {}).setdefault(int(index), {})
+            mine[name] = int(tensor) if counted else tensor
         if unknown := sorted(set(states) - set(self.each)):
             raise ArtefactError(f"the checkpoint's optimizer state does not fit: it is of {', '.join(unknown)}")
         for of, state in states.items():
@@ -74,16 +77,41 @@ class Optimizers:
                 raise ArtefactError(f"the checkpoint's optimizer state does not fit: {error}") from error
 
 
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Refuse an optimizer that cannot be had here.
+
+    Raises:
+        ConfigurationError: bitsandbytes is not installed, or there is no accelerator.
+    """
+    if name != "adamw8bit":
+        return
+    _eight_bits()
+    if device.type == "cpu":
+        raise ConfigurationError("optimizer=adamw8bit runs on a GPU, and this is the CPU: leave it out")
+
+
+def _eight_bits() -> Any:
+    try:
+        return import_module("bitsandbytes.optim").AdamW8bit
+    except ImportError as error:
+        raise ConfigurationError(
+            f"optimizer=adamw8bit needs bitsandbytes, which cannot be imported ({str(error).splitlines()[0]}): "
+            "pip install bitsandbytes, or leave it out"
+        ) from error
+
+
 def _make(name: str, groups: list[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
     if name == "adamw":
         return torch.optim.AdamW(
             groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True
         )
+    if name == "adamw8bit":
+        return _eight_bits()(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
     if name == "muon":
         if any(p.dim() != 2 for group in groups for p in group["params"]):
             raise ConfigurationError("muon updates matrices only: give other parameters to a group of adamw")
         return Muon(groups, lr=config.lr, weight_decay=config.weight_decay)
-    raise ConfigurationError(f"optimizer must be {' or '.join(NAMES)}, not {name!r}")
+    raise ConfigurationError(f"optimizer must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, not {name!r}")
 
 
 class Muon(torch.optim.Optimizer):
