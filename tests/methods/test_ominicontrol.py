@@ -220,6 +220,8 @@ def test_a_black_picture_is_neither_zeros_nor_nothing(base, subject, weights):
     for name, latents in (("black", black), ("zeros", torch.zeros_like(black))):
         changed = concept.with_tensors({FILE: {"latents": latents}})
         made[name] = pixels(generate(base, SENTENCE, concept=changed, options=OPTIONS))
+    told = read(subject, base, weights, black=True)
+    assert torch.equal(told.tensors[FILE]["latents"], black)
     made["none"] = pixels(generate(base, SENTENCE, subject=subject, options=OPTIONS))
     pairs = [("black", "zeros"), ("black", "none"), ("zeros", "none")]
     assert all(np.abs(made[one] - made[other]).max() > 0 for one, other in pairs)

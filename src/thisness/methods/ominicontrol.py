@@ -215,6 +215,9 @@ class OminiControlSettings:
     background: Background = field(
         default="keep", metadata={"help": "of the picture: keep (the paper), or a colour in its place; needs a mask"}
     )
+    black: bool = field(
+        default=False, metadata={"help": "a black picture in its place: what the sentence alone gives under the weights"}
+    )
 
     def __post_init__(self) -> None:
         wrong = [] if 0 <= self.strength <= 100 else [f"strength {self.strength} must be in 0 ... 100"]
@@ -238,6 +241,8 @@ class OminiControl(ZeroShotMethod):
         latents = reference_latents(
             shown(subject, settings.background), model, settings.size or min(LARGEST, base.resolution)
         )
+        if settings.black:
+            latents = black_latents(model, int(latents.shape[-1]) * model.pixels_per_token // PATCH)
         rows, columns = (side // PATCH for side in latents.shape[-2:])
         own = asdict(settings) | {
             "signature": weights.signature,
