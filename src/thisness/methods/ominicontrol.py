@@ -216,7 +216,7 @@ class OminiControlSettings:
         default="keep", metadata={"help": "of the picture: keep (the paper), or a colour in its place; needs a mask"}
     )
     black: bool = field(
-        default=False, metadata={"help": "a black picture in its place: what the sentence alone gives under the weights"}
+        default=False, metadata={"help": "a black picture in its place: what is left is the text"}
     )
 
     def __post_init__(self) -> None:
