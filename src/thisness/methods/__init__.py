@@ -2,6 +2,7 @@
 
 from .registry import METHODS, Method, Stopped, learn, method_named, register_method  # isort: skip
 from . import (  # noqa: F401  (they register themselves)
+    aligngen,
     blip_diffusion,
     custom_diffusion,
     detex,

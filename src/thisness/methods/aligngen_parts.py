@@ -12,7 +12,7 @@ AlignGen (2025, arXiv 2505.21911). Equation -> function:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError, PromptError, nearest
+from ..errors import ArtefactError, ConfigurationError, PromptError, nearest
 from ..tokens import TokenSpans
 from .flux_references import Mode, attention_mask
 
@@ -173,7 +173,8 @@ def states_with_star(encoder: Any, ids: Tensor, stars: Tensor, row: Tensor) -> T
     Returns:
         (B, L, width). No position is masked, as in FLUX.
     """
-    embedded = encoder.get_input_embeddings()(ids)
+    beside = next(encoder.parameters()).device  # an offloaded encoder comes to the device when it is called
+    embedded = encoder.get_input_embeddings()(ids.to(beside)).to(ids.device)
     embedded = torch.where(stars.unsqueeze(-1), row.to(embedded), embedded)
     return encoder(inputs_embeds=embedded)[0]
 
@@ -251,6 +252,32 @@ class DeviationExtraction(nn.Module):
         c = c + self.of_picture(c, picture)
         c = c + self.mlp(c)
         return c if every else c[:, 0]
+
+
+def read_parts(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[DeviationExtraction | None, Star | None]:
+    """The module and S* of a folder of weights; None for what was not trained.
+
+    Args:
+        tensors: `dem.` and `star.` among them.
+        config: "dem": sizes of the module.
+
+    Raises:
+        ArtefactError: tensors that do not fit the sizes.
+    """
+    dem = star = None
+    try:
+        if config.get("dem"):
+            dem = DeviationExtraction(**config["dem"])
+            dem.load_state_dict({k.removeprefix("dem."): e for k, e in tensors.items() if k.startswith("dem.")})
+        if config.get("star"):
+            star = Star(tensors["star.start"], float(tensors["star.scale"]))
+            star.load_state_dict({"start": tensors["star.start"], "delta": tensors["star.delta"]})
+    except (TypeError, RuntimeError, KeyError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ArtefactError(f"config.json and model.safetensors of AlignGen do not fit each other: {said}") from None
+    return dem, star
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:

@@ -34,7 +34,16 @@ from ..conditioning import Conditioning
 from ..errors import ConfigurationError
 from ..files import directory, save_tensors, write_json
 from ..prompt import FilledPrompt
-from .aligngen_parts import Backend, DeviationExtraction, Star, concept_span, deviated, spliced, states_with_star
+from .aligngen_parts import (
+    Backend,
+    DeviationExtraction,
+    Star,
+    concept_span,
+    deviated,
+    read_parts,
+    spliced,
+    states_with_star,
+)
 from .aligngen_references import SelectiveReferences
 from .flux_references import Mode, Reference, RowLora, fresh_lora, reference_ids
 from .ominicontrol import black_latents, reference_latents, shift_in_tokens
@@ -175,14 +184,7 @@ class Trainables(nn.Module):
     def of(cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Trainables:
         """Those of a folder of weights: what `tensors` and `config` gave."""
         low_rank = {k.removeprefix("transformer."): each for k, each in tensors.items() if k.startswith("transformer.")}
-        dem = star = None
-        if config.get("dem"):
-            dem = DeviationExtraction(**config["dem"])
-            dem.load_state_dict({k.removeprefix("dem."): e for k, e in tensors.items() if k.startswith("dem.")})
-        if config.get("star"):
-            star = Star(tensors["star.start"], float(tensors["star.scale"]))
-            star.load_state_dict({"start": tensors["star.start"], "delta": tensors["star.delta"]})
-        return cls(low_rank, dem, star)
+        return cls(low_rank, *read_parts(tensors, config))
 
     @property
     def low_rank(self) -> dict[str, Tensor]:

@@ -189,7 +189,7 @@ class BoundTea:
         target_text, target_spans, places = self.target
         with without_lora(*base.text_encoders) if tea.anchor == "base" else nullcontext():
             target = encode(base, target_text)
-        source = self.sentence.filled.tokenize(base.tokenizer)
+        source = base.tokenize(self.sentence.filled)[0]
         partners = (
             aligned(source, target_spans, places)
             if tea.align == "span"
@@ -366,7 +366,7 @@ def find_places(tea: Tea, sentence: Sentence) -> list[Place]:
             problems.append(f"{concept.name!r} has no noun to turn its word toward: say one, tea:noun=dog")
         elif {piece.lower() for piece in noun.split()} <= ARTICLES:
             problems.append(f"the noun {noun!r} of {concept.name!r} is an article: say what it is, tea:noun=dog")
-        if level == "token" and not word_tokens(concept):
+        if level == "token" and not (word_tokens(concept) and EMBEDDINGS in concept.tensors):
             problems.append(
                 f"{concept.name!r} ({concept.method}) has no learned word, its word is {concept.word.text!r}: "
                 "there are no rows to adjust at token level; use level=prompt"

@@ -104,7 +104,7 @@ def bake(concept: Concept, base: Base, tea: Tea) -> Concept:
     problems = []
     if "tea" in concept.settings:
         problems.append(f"{concept.name!r} was baked already: start from the concept as it was learned")
-    if not tokens:
+    if not tokens or EMBEDDINGS not in concept.tensors:
         problems.append(f"{concept.name!r} ({concept.method}) has no learned word: there are no rows to bake")
     if not noun:
         problems.append(f"{concept.name!r} has no noun: say one, tea:noun=dog")
