@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...bases.flux import pack, position_ids, shift_of, unpack
 from ...training.loop import LoopConfig, Task
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from .flux_campaign import FluxParts
 
 FLUX = LoopConfig(
-    steps=3400,
+    steps=2400,
     lr=2e-3,
     betas=(0.9, 0.98),
     weight_decay=0.01,
@@ -45,7 +44,7 @@ FLUX = LoopConfig(
     ema=0.999,
     precision="auto",
     seed=23,
-    preview_every=500,
+    preview_every=400,
 )
 GUIDANCE = LoopConfig(
     steps=500,
@@ -178,10 +177,8 @@ class FluxTask(Task):
         clean, noise, t = clean.to(device), noise.to(device), t.to(device)
         mask = F.avg_pool2d(torch.from_numpy(self.data.masks[rows].max(1)).float().to(device)[:, None] / 255, 8)
         at = t.view(-1, 1, 1, 1)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is slow on a CPU
-            found = velocity(
-                self.transformer, (1 - at) * clean + at * noise, t, *self.words(sentences), torch.ones_like(t)
-            )
+        noisy = (1 - at) * clean + at * noise
+        found = velocity(self.transformer, noisy, t, *self.words(sentences), torch.ones_like(t))
         weight = 1 + SUBJECT_WEIGHT * mask
         main = ((found.float() - (noise - clean)) ** 2 * weight).mean() / weight.mean()
 
@@ -255,8 +252,7 @@ class GuidanceTask(FluxTask):
                 torch.ones(2 * len(t), device=device),
             ).chunk(2)
             wanted = unsaid + w.view(-1, 1, 1, 1) * (said - unsaid)
-        with sdpa_kernel(SDPBackend.MATH):
-            found = velocity(self.transformer, noisy, t, words[len(rows) :], pooled[len(rows) :], w)
+        found = velocity(self.transformer, noisy, t, words[len(rows) :], pooled[len(rows) :], w)
         return {"loss": F.mse_loss(found.float(), wanted)}
 
     @torch.no_grad()

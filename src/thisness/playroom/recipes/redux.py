@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...training.loop import LoopConfig, Task
 from ..data import PlayroomData
@@ -80,13 +79,10 @@ class ReduxTask(Task):
         clean, noise, t = clean.to(device), noise.to(device), t.to(device)
         mask = F.avg_pool2d(torch.from_numpy(self.data.masks[rows].max(1)).float().to(device)[:, None] / 255, 8)
         at = t.view(-1, 1, 1, 1)
-        with sdpa_kernel(SDPBackend.MATH):
-            seen = self.tower(pixel_values=looked_at(self.data.pictures(rows).to(device))).last_hidden_state
-            tokens = self.redux(seen).image_embeds
-            found = velocity(
-                self.transformer, (1 - at) * clean + at * noise, t, tokens, self.pooled.expand(len(t), -1),
-                torch.ones_like(t),
-            )  # fmt: skip
+        seen = self.tower(pixel_values=looked_at(self.data.pictures(rows).to(device))).last_hidden_state
+        tokens, pooled = self.redux(seen).image_embeds, self.pooled.expand(len(t), -1)
+        noisy = (1 - at) * clean + at * noise
+        found = velocity(self.transformer, noisy, t, tokens, pooled, torch.ones_like(t))
         weight = 1 + SUBJECT_WEIGHT * mask
         main = ((found.float() - (noise - clean)) ** 2 * weight).mean() / weight.mean()
         shown = torch.from_numpy(np.asarray(self.features[rows])).float().to(device)
