@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import torch
@@ -415,7 +415,7 @@ def selective_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, backend: Ba
 
     Queries are of all rows, or of text and noisy rows alone where the references' were answered elsewhere.
 
-    dense: one call with a mask of L^2. flex: FlexAttention, to be compiled on a GPU. split: no mask at all, by a call
+    dense: one call with a mask of L^2. flex: FlexAttention, compiled on a GPU. split: no mask at all, by a call
     for each group of rows that read the same keys; exact on back-ends that leave masks out.
 
     Source: eq. 6.
@@ -423,14 +423,20 @@ def selective_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, backend: Ba
     if backend == "dense":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=plan.dense[:, :, : q.shape[2]].to(q.device))
     if backend == "flex":
-        from torch.nn.attention.flex_attention import flex_attention
-
         if q.device.type == "cpu" and any(each.requires_grad for each in (q, k, v)):
             raise ConfigurationError("FlexAttention has no gradients on the CPU: use split, or dense")
-        return flex_attention(q, k, v, block_mask=plan.block_mask(q.device, queries=q.shape[2]))
+        return _flex(q.device.type != "cpu")(q, k, v, block_mask=plan.block_mask(q.device, queries=q.shape[2]))
     if backend != "split":
         raise ConfigurationError(f"no back-end {backend!r}: dense, flex or split")
     return _split(q, k, v, plan)
+
+
+@cache
+def _flex(compiled: bool) -> Any:
+    """FlexAttention; without compiling it writes out all scores."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if compiled else flex_attention
 
 
 def _split(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:

@@ -102,12 +102,12 @@ class SelectiveReferences(References):
         return self._plans[key]
 
     def attend(self, site: Site, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor | None:
-        if not self.selective or self.backend == "dense":
+        if not self.selective or not self.items or self.backend == "dense":
             return None
         return selective_attention(q, k, v, self.plan(context, len(q)), self.backend)
 
     def mask(self, site: Site, q: Tensor, k: Tensor, mask: Tensor | None, context: Context) -> Tensor | None:
-        if not self.selective:
+        if not self.selective or not self.items:
             return super().mask(site, q, k, mask, context)
         own = self.plan(context, len(q)).bias(q.device, q.dtype)[:, :, : q.shape[-2]]
         return own if mask is None else own + mask

@@ -410,6 +410,8 @@ class References(Intervention):
 
     def _read(self, model: Any, pooled: Tensor, like: Tensor) -> KeysValues:
         """Keys and values of all references for the rows of a call, kept where they were computed before."""
+        if not self.items:
+            return {}
         one = all(each.tokens.ndim == 2 for each in self.items) and bool((pooled == pooled[:1]).all())
         pooled = pooled[:1] if one else pooled
         of = tuple(map(id, self.items))
@@ -436,7 +438,7 @@ class References(Intervention):
     def qkv(
         self, site: Site, attn: Any, q: Tensor, k: Tensor, v: Tensor, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if self.mode == "joint":
+        if not self._layers:
             return q, k, v
         more_k, more_v = (each.expand(len(k), -1, -1) for each in self._layers[site.name])
         return q, torch.cat([k, more_k], 1), torch.cat([v, more_v], 1)
