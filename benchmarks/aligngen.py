@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+import aligngen_pairs
 from claims import HEAD, RULE, Claim, lines
 from runs import ROOT, bench, differences, read, sheet_of, table, tradeoff
 
@@ -187,8 +188,8 @@ def pooled(rows: Mapping[str, Sequence[Scored]]) -> dict[str, list[Scored]]:
     return found
 
 
-def page(root: Path, target: Path) -> None:
-    """Write it from what the runs hold."""
+def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
+    """Write it from what the runs hold; pictures of pairs are made where they are not there."""
     from thisness.files import write_text
 
     main = read(root / "main")
@@ -216,6 +217,8 @@ def page(root: Path, target: Path) -> None:
         if sum(name in together for name in drops) > 2:
             text += ["Share of black references in training, .1 to .9 (the paper's Table 3):", ""]
             text += tradeoff(together, drops, figures / "drops.png", across, up, joined=True)
+    nouns = {name: each["noun"] for name, each in main.benchmark["subjects"].items()}
+    text += aligngen_pairs.section(main.references, nouns, root / "pairs", figures / "pairs.png", pair_seeds)
     write_text(target, "\n".join(text).rstrip() + "\n")
 
 
@@ -228,6 +231,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--families", default="", help="of all runs; all by default")
     parser.add_argument("--ablation-subjects", default="", help="all 20 by default")
     parser.add_argument("--ablation-seeds", default="0")
+    parser.add_argument("--pair-seeds", default="0-2", help="of two toys in one sentence; none: without them")
     parser.add_argument("--sampling", default="")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--train", metavar="NAME", help=f"all, or one of {', '.join(VARIANTS)}")
@@ -264,7 +268,9 @@ def main(words: list[str] | None = None) -> int:
             few = {"subjects": given.ablation_subjects, "seeds": given.ablation_seeds}
             code = max(code, bench(given.runs / "ablations", "one", found, **few, **common))
     if code in (0, 1):
-        page(given.runs, given.page)
+        from thisness.cli.options import parse_seeds
+
+        page(given.runs, given.page, parse_seeds(given.pair_seeds) if given.pair_seeds != "none" else [])
         print(given.page)
     return code
 

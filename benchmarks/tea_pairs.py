@@ -74,17 +74,36 @@ def section(
         references: pictures by toy.
         out: where pictures are kept.
     """
+    names = [name for name in references if name in concepts]
+    pairs = neighbours(names)
+    if len(pairs) < 3:
+        return []
+    out.mkdir(parents=True, exist_ok=True)
+    return told(method, made(concepts, out, seeds, pairs), references, names, figure, len(seeds))
+
+
+def neighbours(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each toy with the next one."""
+    return list(zip(names, [*names[1:], *names[:1]], strict=True))
+
+
+def told(
+    method: str, pictures: Mapping[str, Mapping[tuple[str, str], Sequence[Path]]],
+    references: Mapping[str, Sequence[Path]], names: Sequence[str], figure: Path, seeds: int,
+) -> list[str]:  # fmt: skip
+    """Lines of Markdown about pictures, by variant and pair, one for each of `SENTENCES` and seed; writes the figure.
+
+    Args:
+        references: pictures by toy.
+        names: of all toys that a half may be taken for.
+        seeds: of each sentence.
+    """
     import torch
 
     from thisness.evaluation.encoders import open_encoder
     from thisness.evaluation.statistics import interval
     from thisness.images import Tile, save_png, sheet
 
-    names = [name for name in references if name in concepts]
-    pairs = list(zip(names, names[1:] + names[:1], strict=True))
-    if len(pairs) < 3:
-        return []
-    out.mkdir(parents=True, exist_ok=True)
     encoder = open_encoder("playroom-identity")
 
     def embed(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -95,7 +114,6 @@ def section(
 
     known = torch.stack([embed([opened(path) for path in references[name]]).mean(0) for name in names])
     known = torch.nn.functional.normalize(known, dim=-1)
-    pictures = made(concepts, out, seeds, pairs)
     table = [
         f"| {method} | first found | second found | both | neither | pictures |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -114,16 +132,16 @@ def section(
             cells.append(f"{fmean(shares):.2f} ({low:.2f}-{high:.2f})")
         table.append(f"| {variant} | {' | '.join(cells)} | {count} |")
     rows = []
-    for one, two in pairs[:4]:
+    for one, two in list(next(iter(pictures.values())))[:4]:
         first = [Tile(opened(references[name][0]), name) for name in (one, two)]
         shown = [Tile(opened(by[(one, two)][0]), variant) for variant, by in pictures.items()]
-        more = [Tile(opened(by[(one, two)][len(seeds)]), variant) for variant, by in pictures.items()]
+        more = [Tile(opened(by[(one, two)][seeds]), variant) for variant, by in pictures.items()]
         rows.append([*first, *shown, *more])
-    save_png(sheet(rows, title="Two learned toys in one sentence", tile=144), figure)
+    save_png(sheet(rows, title="Two toys in one sentence", tile=144), figure)
     said = '", "'.join(SENTENCES)
     return [
         f"## Two toys in one sentence: {method}", "",
-        f'Each toy with the next one in the list, "{said}", {len(seeds)} seeds. A toy is found where the half of the '
+        f'Each toy with the next one in the list, "{said}", {seeds} seeds. A toy is found where the half of the '
         f"picture that is its own is nearer to it than to any other of the {len(names)} toys (chance "
         f"{1 / len(names):.2f}, and more for halves that are given away well); intervals are over pairs.", "",
         *table, "", f"![two toys]({figure.parent.name}/{figure.name})", "",
