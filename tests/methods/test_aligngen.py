@@ -205,6 +205,9 @@ def test_t5_reads_the_names_own_tokens_and_clip_nothing_new(base, subject, weigh
     assert [*spans.ids[:star], *spans.ids[star + 1 :]] == list(plain.ids[:-1])
     assert [spans.piece(at) for at in range(len(spans.ids)) if at != star] == [plain.piece(a) for a in range(23)]
     assert "".join(spans.piece(at) for at in rows[1:]) == "redrobot"
+    with concept.attach(base):
+        twice = base.tokenize(Prompt("a {subject} and a {subject}").fill({"subject": concept.word}))[0]
+    assert twice.concepts == ((0, (1, 2, 3)),) and [each.word for each in twice.slots] == [(1, 2), (7,)]
     assert spans.slots[0].all == rows and [spans.roles[at] for at in spans.slots[0].noun] == ["noun"]
     assert torch.equal(read_by.pooled, encode(base, "in the snow, a red robot.").pooled)
 

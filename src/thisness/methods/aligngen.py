@@ -184,11 +184,9 @@ class ConceptText:
         for star, where in zip(done.stars, stars, strict=True):
             roles[star], offsets[star] = "subject", where
         slots = []
-        for each in words.slots:
-            inside = [(s.char_start, s.char_end) for s in prompt.slots if s.slot == each.slot]
-            own = tuple(
-                star for star, (a, b) in zip(done.stars, stars, strict=True) for c, d in inside if c <= a < b <= d
-            )
+        for each, place in zip(words.slots, prompt.slots, strict=True):
+            inside = [place.char_start <= first < last <= place.char_end for first, last in stars]
+            own = tuple(star for star, here in zip(done.stars, inside, strict=True) if here)
             word, noun = (tuple(origin[at] for at in part) for part in (each.word, each.noun))
             slots.append(SlotTokens(each.slot, tuple(sorted({*word, *own})), noun))
         concepts = tuple(sorted((n, tuple(r)) for n, r in zip(numbers, done.concepts, strict=True)))

@@ -170,7 +170,7 @@ class BoundOrchestrate:
                 f"orchestrate: slot={settings.slot}: no such placeholder{nearest(settings.slot, concepts)}: "
                 + ", ".join(concepts)
             )
-        self.spans = sentence.filled.tokenize(sentence.base.tokenizer)
+        self.spans = sentence.base.tokenize(sentence.filled)[0]
         self.visual = visual_positions(self.spans, concepts, settings.slot)
         self.pictures = image_tokens(sentence, settings.slot)
         if settings.space != "input" and not self.pictures:
