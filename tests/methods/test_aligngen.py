@@ -398,6 +398,18 @@ def test_what_the_mask_leaves_out_is_not_read(base, subject, weights):
             read(subject, base, weights, **settings)
 
 
+@pytest.mark.parametrize("kind", ["L", "P", "1", "LA", "I;16"])
+def test_files_of_any_mode_and_side_are_read(kind, base, weights, tmp_path):
+    image = picture(0, (31, 45)).convert("L" if kind == "I;16" else kind).convert(kind)
+    image.save(tmp_path / "odd.png")
+    image.convert("L").convert("RGB").save(tmp_path / "plain.png")
+    odd, plain = (Subject.from_folder(tmp_path / name, noun="robot") for name in ("odd.png", "plain.png"))
+    one, other = (read(each, base, weights).tensors[FILE] for each in (odd, plain))
+    if kind in ("L", "1", "LA"):
+        assert all(torch.equal(one[name], other[name]) for name in ("latents", "redux"))
+    assert all(bool(each.isfinite().all()) for each in one.values())
+
+
 # --- operations (oracle 21) ---
 
 

@@ -35,7 +35,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="NAME:KEY=VALUE",
-            help="Read --subject without learning: ip-adapter, elite, ezigen, ominicontrol (flux) ...",
+            help="Read --subject without learning: ip-adapter, elite, ezigen, ominicontrol, aligngen (flux) ...",
         ),
     ] = None,
     adjust: Annotated[

@@ -73,16 +73,20 @@ class Redux:
         """What Redux says of pictures, (B, T, width), row by row of patches.
 
         Args:
-            images: RGB of any size; they are squeezed to a square as SigLIP's preparation does.
+            images: of any size; they are squeezed to a square as SigLIP's preparation does.
             masks: (H, W) in 0 ... 1 of a picture: tokens are multiplied by the share of the thing in their patch. None:
                 all count.
-            device: where it runs; where it is if None.
+            device: where it runs for this call; where it is if None.
         """
-        if device is not None:
-            self.encoder, self.embedder = self.encoder.to(device), self.embedder.to(device)
-        pixels = self.extractor(images=list(images), return_tensors="pt")["pixel_values"]
-        states = self.encoder(pixel_values=pixels.to(self.encoder.device)).last_hidden_state
-        found = self.embedder(states).image_embeds
+        pixels = self.extractor(images=[each.convert("RGB") for each in images], return_tensors="pt")["pixel_values"]
+        home = self.encoder.device
+        try:
+            if device is not None:
+                self.encoder, self.embedder = self.encoder.to(device), self.embedder.to(device)
+            states = self.encoder(pixel_values=pixels.to(self.encoder.device)).last_hidden_state
+            found = self.embedder(states).image_embeds
+        finally:
+            self.encoder, self.embedder = self.encoder.to(home), self.embedder.to(home)
         for at, mask in enumerate(masks or ()):
             if mask is not None:
                 share = torch.from_numpy(mask).float()[None, None]
