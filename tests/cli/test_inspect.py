@@ -138,3 +138,15 @@ def test_a_record_cannot_write_control_sequences_to_the_terminal(made, tmp_path,
     (tmp_path / "x.json").write_text(json.dumps(record))
     text = said(capsys, tmp_path / "x.json")
     assert "?[2Jtiny?" in text and "\x1b" not in text and "\u202e" not in text
+
+
+def test_make_it_again_names_where_the_very_concept_lies(made, concept_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, tmp_path / "pictures" / "out")
+    picture = tmp_path / "pictures" / "out" / "001-seed-5.png"
+    assert "--concept FOLDER-OF-REX" in said(capsys, picture)
+    (tmp_path / "concepts" / "rex").mkdir(parents=True)
+    (tmp_path / "concepts" / "rex" / "concept.json").write_text("{}")  # of that name, but not the one
+    assert "--concept FOLDER-OF-REX" in said(capsys, picture)
+    shutil.copytree(concept_folder, tmp_path / "pictures" / "other-name")
+    assert f"--concept {tmp_path / 'pictures' / 'other-name'}" in said(capsys, picture)

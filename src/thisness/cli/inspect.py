@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from thisness.errors import ArtefactError, UserError
 if TYPE_CHECKING:
     from thisness.generation import Generation
 
+LOOKED_THROUGH = 64  # folders of a place that may hold a record's concept
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -167,12 +169,27 @@ def _told(path: Path, data: Any) -> None:
     if record["base"]["name"] not in known():
         words += ["--base", "FOLDER"]
     for slot, entry in record["concepts"].items():
-        beside = path.parent / "concept"  # `generate --method` puts there what it read
-        folder = str(beside) if (beside / "concept.json").is_file() else f"concepts/{entry['name']}"
+        folder = _concept_folder(path, entry)
         words += ["--concept", folder if len(record["concepts"]) == 1 else f"{slot}={folder}"]
     if record["subjects"].keys() - record["concepts"].keys():
         words += ["--subject", "photos"]
     typer.echo(f"make it again: {program()} inspect {_printable(shlex.join(words))}")
+
+
+def _concept_folder(path: Path, entry: Mapping[str, str]) -> str:
+    """Where a record's concept lies: in the first folder near by that holds the very one. Records name no folders."""
+    from thisness.concept import Concept
+
+    home = path.parent
+    near = [home / "concept", Path("concepts") / entry["name"]]  # `generate --method` puts what it read into the first
+    for place in (Path("concepts"), home, home.parent, home.parent / "concepts", Path()):
+        near += sorted(place.glob("*"))[:LOOKED_THROUGH] if place.is_dir() else []
+    for folder in dict.fromkeys(near):
+        if (folder / "concept.json").is_file():
+            with suppress(UserError):
+                if Concept.load(folder).hash == entry["hash"]:
+                    return str(folder)
+    return f"FOLDER-OF-{entry['name'].upper()}"
 
 
 def _weights(path: Path) -> None:
