@@ -90,7 +90,8 @@ def test_what_is_new_is_trained_and_what_is_read_counts(name, base, redux, data,
             assert star is not None and star.delta.abs().max() > 0
     finally:
         made.held.close()
-    made.save(tmp_path / name)
+    if name == "ominicontrol":
+        made.save(tmp_path / name)
     subject = Subject("rufus", "dog", (Image.new("RGB", (128, 128), (90, 40, 200)),))
     settings = {"weights": str(tmp_path / name)}
     if name == "aligngen":
@@ -98,6 +99,10 @@ def test_what_is_new_is_trained_and_what_is_read_counts(name, base, redux, data,
             module.save_pretrained(tmp_path / "redux" / part)
         redux.extractor.save_pretrained(tmp_path / "redux" / "feature_extractor")
         settings["redux"] = str(tmp_path / "redux")
+        from thisness.methods.redux import open_redux
+
+        redux.signature = open_redux(settings["redux"]).signature
+        made.save(tmp_path / name)
     concept = read_subject(name, subject, base, settings=settings)
     options = SamplingOptions(steps=1, guidance=1.0)
     shown = generate(base, "a {subject} on the beach", concept=concept, options=options).images[0]

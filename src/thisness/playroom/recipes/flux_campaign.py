@@ -174,7 +174,7 @@ def train_redux(place: Workplace, steps: int | None = None, stop_after: float | 
 
 
 def train_references(name: str, place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
-    """For the base that is shipped."""
+    """For the base and the Redux that are shipped."""
     from ...bases import Flux, load_base
     from ...methods.redux import open_redux
     from .campaign import run_task
@@ -183,7 +183,7 @@ def train_references(name: str, place: Workplace, steps: int | None = None, stop
     latents = encoded("flux-latents", place, place.built("flux-vae"))
     base = load_base(FOLDER)
     assert isinstance(base, Flux)
-    redux = open_redux(str(place.built("redux"))) if name == "aligngen" else None
+    redux = open_redux("") if name == "aligngen" else None
     task = ReferenceTask(name, base, redux, place.usual_data(), place.held_out_data(), latents)
     done = run_task(task, REFERENCES, place, steps, stop_after)
     if done:

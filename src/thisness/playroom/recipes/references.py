@@ -180,7 +180,8 @@ class ReferenceTask(Task):
         }
 
     def save(self, folder: Path) -> None:
-        save_weights(folder, self.base, self.averaged(), self.config, self.name, size=self.base.resolution)
+        more = {"redux_signature": self.redux.signature} if self.config.dem and self.redux is not None else {}
+        save_weights(folder, self.base, self.averaged(), self.config, self.name, size=self.base.resolution, **more)
 
 
 def named(config: LoopConfig, seed: int) -> LoopConfig:
