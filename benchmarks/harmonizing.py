@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import harmonizing_cost
 import harmonizing_looks as looks
 from claims import HEAD, RULE, Claim, line, lines, over_toys
-from probe_masks import ProbeMasker
 from runs import ROOT, bench, differences, read, sampling_of, sheet_of, spec, table, tradeoff
 
 if TYPE_CHECKING:
     from thisness.evaluation.items import Scored
+    from thisness.playroom.finder import PlayroomMasker
 
 HOSTS = ("ip-adapter", "ip-adapter-plus", "elite", "blip-diffusion")
 LEARNED = ("textual-inversion", "dreambooth-lora")
@@ -139,7 +139,7 @@ def by_recipe(rows: Sequence[Scored]) -> dict[str, list[Scored]]:
     return grouped(rows)
 
 
-def gathered(root: Path, masker: ProbeMasker | None) -> dict[str, list[Scored]]:
+def gathered(root: Path, masker: PlayroomMasker | None) -> dict[str, list[Scored]]:
     """Rows of the main run and of those of single toys, by recipe; sentences without a pose as "free:RECIPE"."""
     found: list[Scored] = []
     for folder in (root / "main", *sorted((root / "caption").glob("*"))):
@@ -151,7 +151,7 @@ def gathered(root: Path, masker: ProbeMasker | None) -> dict[str, list[Scored]]:
     return rows
 
 
-def page(root: Path, target: Path, masker: ProbeMasker | None = None, overlap: float | None = None) -> None:
+def page(root: Path, target: Path, masker: PlayroomMasker | None = None, masks: bool = False) -> None:
     """Write it from what the runs hold."""
     from thisness.files import write_text
 
@@ -163,14 +163,13 @@ def page(root: Path, target: Path, masker: ProbeMasker | None = None, overlap: f
     hosts = [host for host in HOSTS if rows.get(host)]
     toys, seeds = len(main.references), len(main.benchmark["seeds"])
     text = ["# Harmonizing on the Playroom", "", INTRODUCTION, ""]
-    masks = " Masked values need a mask of the made picture, and none was looked for."
-    if overlap is not None:
-        masks = (
+    told = " Masked values need a mask of the made picture, and none was looked for."
+    if masks:
+        told = (
             " m-CLIP-I and m-DINO-I see both pictures through masks; those of made pictures are found by a linear map "
-            f"of the denoiser's states (benchmarks/probe_masks.py; intersection over union {overlap:.2f} on held-out "
-            "renders)."
+            "of the denoiser's states (docs/metrics.md, Masks, says how well)."
         )
-    text += [f"{toys} toys, {seeds} seed{'s' * (seeds > 1)}, {len(main.scored)} pictures of the main run.{masks}", ""]
+    text += [f"{toys} toys, {seeds} seed{'s' * (seeds > 1)}, {len(main.scored)} pictures of the main run.{told}", ""]
     text += ["## Claims", "", RULE, ""]
     for host in hosts:
         found = [*lines(claims(host), rows), *within(root, host)]
@@ -217,7 +216,7 @@ def within(root: Path, host: str) -> list[str]:
     return made
 
 
-def learned_section(root: Path, masker: ProbeMasker | None) -> list[str]:
+def learned_section(root: Path, masker: PlayroomMasker | None) -> list[str]:
     run = read(root / "learned")
     if run is None:
         return []
@@ -230,7 +229,7 @@ def learned_section(root: Path, masker: ProbeMasker | None) -> list[str]:
     ]  # fmt: skip
 
 
-def extras_section(root: Path, hosts: Sequence[str], masker: ProbeMasker | None) -> list[str]:
+def extras_section(root: Path, hosts: Sequence[str], masker: PlayroomMasker | None) -> list[str]:
     run = read(root / "extras")
     if run is None:
         return []
@@ -350,7 +349,7 @@ def make(given: argparse.Namespace) -> int:
     return code
 
 
-def look(given: argparse.Namespace, masker: ProbeMasker, base: Any) -> None:
+def look(given: argparse.Namespace, masker: PlayroomMasker, base: Any) -> None:
     """From within, and the cost."""
     options = sampling_of(given.sampling)
 
@@ -403,16 +402,14 @@ def main(words: list[str] | None = None) -> int:
     code = 0 if given.only_page else make(given)
     if code not in (0, 1):
         return code
-    masker, overlap = None, None
-    kept = given.runs / "masker.safetensors"
-    if (given.masks or given.look_toys != "none") and (kept.is_file() or not given.only_page):
-        from thisness.bases import load_base
+    masker = None
+    if given.masks or given.look_toys != "none":
+        from thisness.playroom.finder import playroom_masker
 
-        base = load_base("playroom-sd")
-        masker, overlap = ProbeMasker.kept(kept, base)
+        masker = playroom_masker()
         if not given.only_page:
-            look(given, masker, base)
-    page(given.runs, given.page, masker if given.masks else None, overlap if given.masks else None)
+            look(given, masker, masker.base)
+    page(given.runs, given.page, masker if given.masks else None, given.masks)
     print(given.page)
     return code
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe_masks import ProbeMasker
 from runs import opened
 
 if TYPE_CHECKING:
     from thisness.evaluation.items import Scored
+    from thisness.playroom.finder import PlayroomMasker
     from thisness.subject import Subject
 
 MASKED = {
@@ -53,7 +53,7 @@ def _read(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def masked(rows: Sequence[Scored], file: Path, masker: ProbeMasker | None) -> list[Scored]:
+def masked(rows: Sequence[Scored], file: Path, masker: PlayroomMasker | None) -> list[Scored]:
     """The rows with masked values beside the others; None computes none, and takes what the file has."""
     from thisness.evaluation.items import Item, Picture
     from thisness.evaluation.metrics import make_metrics
@@ -92,7 +92,7 @@ def concentrations(
     settings: Mapping[str, Any],
     toys: Sequence[str],
     file: Path,
-    masker: ProbeMasker,
+    masker: PlayroomMasker,
     base: Any,
     options: Any,
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -122,7 +122,7 @@ def concentrations(
             )  # fmt: skip
             mask = masker(found.generation.images[0])
             maps = found.pictures[0].maps
-            if mask.any():
+            if mask is not None:
                 numbers = [concentration(each, shrink(mask, each.shape[0])) for each in maps]
                 both = zip(("subject", "pose"), numbers, strict=True)
                 known.setdefault(name, {})[variant] = {word: each.inside for word, each in both}

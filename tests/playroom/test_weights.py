@@ -44,7 +44,7 @@ def test_files_are_safetensors_in_half_precision_and_small() -> None:
     assert all(f.stat().st_size < 16_000_000 for f in files)
     budgets = {  # MiB together
         ("playroom-sd", "judge"): 20,
-        ("clip", "identity"): 6,
+        ("clip", "identity", "finder"): 6,
         ("ip-adapter", "ip-adapter-plus", "elite", "blip-diffusion"): 4,
         ("ezigen",): 4,
     }

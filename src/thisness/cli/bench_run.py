@@ -38,6 +38,12 @@ def run(
     judge: Annotated[
         list[str] | None, typer.Option(help="oracle, openai:model=..., transformers:..., proxy; repeatable.")
     ] = None,
+    masker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Finds the subject in made pictures: playroom (its default), a SAM or CLIPSeg, none."
+        ),
+    ] = None,
     sampling: Annotated[
         str, typer.Option(metavar="KEY=VALUE,...", help="Of the sampler, for all recipes: steps=10,guidance=3.")
     ] = "",
@@ -85,6 +91,7 @@ def run(
             threads=threads,
             metrics=split_recipes([metrics]) or None,
             judges=judge or (),
+            masker=masker,
             folder=folder,
             size=size,
             subjects=_names(subjects),

@@ -102,7 +102,7 @@ def check(
         str | None,
         typer.Option(
             help="One part: vae, judge on renders, judge on reconstructions, base at guidance 3, "
-            "clip, zero-shot, identity."
+            "clip, zero-shot, identity, toy masks."
         ),
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write the first 48 drawn pictures here.")] = None,

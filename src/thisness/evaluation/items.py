@@ -122,6 +122,7 @@ class Benchmark:
         name: "playroom-small", "dreambench".
         seeds: of every case.
         preset: name of the metrics' preset that its source measures with.
+        masker: what finds the subject in its made pictures: "playroom"; "" for nothing.
         notes: what a reader of its numbers should know: the protocol, and where this copy differs from it.
     """
 
@@ -131,6 +132,7 @@ class Benchmark:
     seeds: tuple[int, ...]
     preset: str = "thisness"
     notes: tuple[str, ...] = ()
+    masker: str = ""
 
     def subject(self, name: str) -> BenchSubject:
         return next(each for each in self.subjects if each.name == name)

@@ -32,6 +32,7 @@ class Setup:
         recipes: by label.
         metrics: a preset's or metrics' names, or objects with `name`, `identity` and `score`.
         judges: likewise.
+        masker: what finds the subject in made pictures, as `open_masker` takes it; "" for nothing.
     """
 
     base: Any
@@ -44,6 +45,7 @@ class Setup:
     recipes: Mapping[str, Settled]
     metrics: tuple[Any, ...] = ()
     judges: tuple[Any, ...] = ()
+    masker: str = ""
 
 
 @dataclass(frozen=True)

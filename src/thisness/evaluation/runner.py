@@ -48,6 +48,7 @@ def run_benchmark(
     threads: int | None = None,
     metrics: Sequence[Any] | str | None = None,
     judges: Sequence[Any] = (),
+    masker: str | None = None,
     folder: str | Path | None = None,
     size: str | None = None,
     subjects: Sequence[str] = (),
@@ -75,6 +76,8 @@ def run_benchmark(
         metrics: names, presets or objects; the benchmark's own preset where None. May change from call to call: what
             has values is not scored again.
         judges: likewise, as "oracle".
+        masker: what finds the subject in made pictures: "playroom", "none", a folder or hub id of a SAM or CLIPSeg
+            model; the benchmark's own where None.
         folder: where the benchmark's own files lie.
         size: "smoke", "small", "full", where the benchmark has sizes.
         subjects, families, seeds: only these; () for the benchmark's own.
@@ -121,6 +124,7 @@ def run_benchmark(
             recipes=begun.recipes,
             metrics=(wanted,) if isinstance(wanted, str) else tuple(wanted),
             judges=tuple(judges),
+            masker=benchmark.masker if masker is None else masker,
         )
         begun.opened = None
         results = ResultsFile(out / RESULTS)

@@ -106,9 +106,10 @@ class Scorer:
                 self._cache = JobCache()
             made = [each for each in self.setup.metrics if not isinstance(each, str)]
             if names := [each for each in self.setup.metrics if isinstance(each, str)]:
-                from .metrics import make_metrics
+                from .metrics import make_metrics, open_masker
 
-                made = [*make_metrics(names, device=self.setup.device, cache=self._cache), *made]
+                masker = open_masker(self.setup.masker, self.setup.device)
+                made = [*make_metrics(names, device=self.setup.device, cache=self._cache, masker=masker), *made]
             _check_names(made)
             self._metrics = made
         return self._metrics

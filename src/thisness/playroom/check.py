@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ FLOORS: dict[str, dict[str, float]] = {
     },
     "clip, zero-shot": {"class": 90, "pose": 80, "background": 97},
     "identity": {"same toy among 20 of its class": 70},
+    "toy masks": {"overlap on renders": 75, "overlap on reconstructions": 75},
 }
 SHOWN = (
     "class",
@@ -135,6 +137,23 @@ def _ruler(weights: Path, count: int, only: str | None, progress: Callable[[str]
     return lines
 
 
+@torch.no_grad()
+def _masks(weights: Path, count: int, vae: Any, progress: Callable[[str], None]) -> list[Measured]:
+    """Intersection over union, in per cent, of what the finder says with the exact masks of held-out toys."""
+    from .finder import PlayroomMasker, overlap
+
+    progress("toys found by the finder")
+    masker = PlayroomMasker(weights / "finder")
+    values: dict[str, tuple[float, int]] = {}
+    made = render([random_scene(FRESH + 4 * i, "held-out", companion=0) for i in range(count)])
+    renders, true = floating(made.images), made.masks[:, 0].numpy() / 255
+    for kind, images in (("renders", renders), ("reconstructions", decode(vae, encode(vae, renders)[0]).clamp(-1, 1))):
+        found = masker.found(images)
+        shares = [0.0 if mask is None else overlap(mask, exact) for mask, exact in zip(found, true, strict=True)]
+        values[f"overlap on {kind}"] = (100 * sum(shares) / len(shares), len(shares))
+    return _lines("toy masks", values)
+
+
 def floating(images: Tensor) -> Tensor:
     return images.float().div(127.5).sub(1)
 
@@ -190,6 +209,8 @@ def check(
         )
         lines += _lines("judge on renders", reading(judge, images, scenes))
         lines += _lines("judge on reconstructions", reading(judge, decoded, scenes))
+    if only in (None, "toy masks") and (weights / "finder" / "config.json").exists():
+        lines += _masks(weights, count, base.vae, progress)
     if only in (None, "base at guidance 3"):
         progress(f"pictures drawn for {count} held-out captions")
         sentences = [caption(scene, rng_of("check", i), ALWAYS) for i, scene in enumerate(plain)]

@@ -132,7 +132,7 @@ def load_benchmark(
     cases = tuple(case for case in contents.cases if _shown(case, counts))
     notes = (*([protocol.facts] if protocol.facts else []), *contents.notes)
     full_name = f"{name}-{size}" if len(entry.protocols) > 1 else name
-    return Benchmark(full_name, subjects, cases, used, protocol.preset, notes)
+    return Benchmark(full_name, subjects, cases, used, protocol.preset, notes, "playroom" if name == "playroom" else "")
 
 
 def _shown(case: Case, counts: Mapping[str, int]) -> bool:

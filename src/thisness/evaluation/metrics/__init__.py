@@ -3,6 +3,7 @@
 from . import copying, editing, patches, perceptual, pictures, spread, text  # noqa: F401 - they register themselves
 from .base import METRICS, EncoderMetric, Masker, Metric, Tools, register_metric
 from .making import PRESET_NOTES, PRESETS, Column, make_metrics
+from .masking import open_masker
 from .views import View
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "Tools",
     "View",
     "make_metrics",
+    "open_masker",
     "register_metric",
 ]

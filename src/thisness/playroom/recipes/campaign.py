@@ -23,6 +23,7 @@ from ...errors import UserError, nearest
 from ...files import write_json
 from ...training.loop import LoopConfig, Task, train
 from ..models import Reader, load_vision_and_words, make_scheduler, save_clip
+from . import finder
 from .cache import SHAPES as SHAPES
 from .cache import encoded
 from .common import WEIGHTS, Workplace
@@ -45,6 +46,7 @@ ORDER = (
     "ezigen",
     "ip-adapter",
     "ip-adapter-plus",
+    "finder",
 )
 
 
@@ -315,7 +317,7 @@ def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None)
     write_json(folder / "text_encoder" / "config.json", config)
     if (place.built("judge") / "config.json").exists():
         Reader.load(place.built("judge")).save(target / "judge")
-    for name in ("clip", "identity", "elite", "blip-diffusion", "ezigen", "ip-adapter", "ip-adapter-plus"):
+    for name in ("clip", "identity", "elite", "blip-diffusion", "ezigen", "ip-adapter", "ip-adapter-plus", "finder"):
         if (place.built(name) / "config.json").exists():
             _ship_encoder(place.built(name), target / name)
 
@@ -347,6 +349,7 @@ STEPS: dict[str, Callable[..., bool]] = {
     "ezigen": train_ezigen,
     "ip-adapter": lambda place, **kw: train_ip_adapter("ip-adapter", place, **kw),
     "ip-adapter-plus": lambda place, **kw: train_ip_adapter("ip-adapter-plus", place, **kw),
+    "finder": finder.train_finder,
 }
 
 
