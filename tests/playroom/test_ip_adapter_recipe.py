@@ -64,7 +64,8 @@ def test_a_step_trains_the_adapter_alone_and_is_saved_as_published(method, data,
 def test_pictures_in_training_are_prepared_as_the_encoder_prepares_them(data):
     image = Image.fromarray(data.images[0].transpose(1, 2, 0))
     found, _ = image_features(image, "playroom-clip", "pooled")
-    from thisness.methods.ip_adapter_weights import encoded, open_encoder
+    from thisness.methods.image_encoders import open_encoder
+    from thisness.methods.ip_adapter_weights import encoded
 
     wanted, _ = encoded(open_encoder("playroom-clip")[0], data.pictures([0]), "pooled")
     assert torch.allclose(found, wanted, atol=1e-4)

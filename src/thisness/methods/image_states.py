@@ -10,12 +10,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ..bases.quiet import quiet
-from ..errors import ArtefactError, ConfigurationError
+from ..errors import ArtefactError
 from ..files import sha256
 from ..images import fit_square
 from ..subject import Subject
-from .detex_features import encoder_folder
+from .image_encoders import encoder_folder, open_encoder
 
 INSIDE = 0.5  # of a mask
 
@@ -39,8 +38,6 @@ class ImageEncoder:
     """
 
     def __init__(self, name: str, signature: str = "") -> None:
-        from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
-
         folder = encoder_folder(name)
         weights = sorted(folder.glob("*.safetensors"))
         tower = folder / "model.safetensors"
@@ -50,19 +47,7 @@ class ImageEncoder:
                 f"these weights were trained on another image encoder than the {name} that is here: use the encoder "
                 "that came with them, or train them anew"
             )
-        try:
-            with quiet():
-                prepare = AutoImageProcessor.from_pretrained(folder, backend="pil")
-                self.model, report = CLIPVisionModelWithProjection.from_pretrained(
-                    folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-                )
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"image_encoder {name}: {str(error).splitlines()[0]}") from error
-        if missing := report["missing_keys"]:
-            raise ConfigurationError(
-                f"image_encoder {name} is no CLIP model with an image side: {len(missing)} weights are not there"
-            )
-        self.model.eval().requires_grad_(False)
+        self.model, prepare = open_encoder(name)
         config = self.model.config
         self.size, self.grid = int(config.image_size), int(config.image_size // config.patch_size)
         self.width = int(config.hidden_size)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..bases import Base
 from ..bases.locate import from_hub
-from ..bases.quiet import quiet
-from ..errors import ArtefactError, ConfigurationError
+from ..errors import ArtefactError
 from ..files import PICKLED, load_tensors, sha256
-from .zero_shot import AdapterWeights, embedded_folder, open_weights
+from .image_encoders import EMBEDDED, encoder_folder, open_encoder
+from .zero_shot import AdapterWeights, open_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +28,6 @@ PUBLISHED = {
     ("ip-adapter-plus", 2048): f"{HUB}:sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors",
 }
 """By method and the width of the text."""
-EMBEDDED_ENCODER = "playroom-clip"
 VIT_H, VIT_BIGG = f"{HUB}:models/image_encoder", f"{HUB}:sdxl_models/image_encoder"
 PUBLISHED_ENCODERS = {
     **{("pooled", 1024): VIT_H, ("hidden", 1280): VIT_H},
@@ -113,7 +112,7 @@ def encoder_of(weights: AdapterWeights, reads: str, width: int) -> str:
     """
     told = weights.config.get("image_encoder")
     if isinstance(told, dict):
-        return str(told.get("name", EMBEDDED_ENCODER))
+        return str(told.get("name", EMBEDDED))
     beside = Path(weights.name).expanduser().parent / "image_encoder"
     if (beside / "config.json").is_file():
         return str(beside)
@@ -132,18 +131,18 @@ def check_encoder(weights: AdapterWeights, name: str) -> None:
         ArtefactError: as said.
     """
     told = weights.config.get("image_encoder")
-    if name != EMBEDDED_ENCODER or not isinstance(told, dict) or not told.get("signature"):
+    if name != EMBEDDED or not isinstance(told, dict) or not told.get("signature"):
         return
     if (found := encoder_signature()) != told["signature"]:
         raise ArtefactError(
-            f"the weights {weights.name!r} were trained with another {EMBEDDED_ENCODER} ({told['signature'][:8]}) than "
+            f"the weights {weights.name!r} were trained with another {EMBEDDED} ({told['signature'][:8]}) than "
             f"the one installed ({found[:8]}): train them anew, or give image_encoder=FOLDER"
         )
 
 
 def encoder_signature() -> str:
     """SHA-256 of the embedded image encoder."""
-    return sha256(encoder_folder(EMBEDDED_ENCODER) / "model.safetensors")
+    return sha256(encoder_folder(EMBEDDED) / "model.safetensors")
 
 
 @torch.no_grad()
@@ -174,51 +173,3 @@ def encoded(model: Any, pixels: Tensor, reads: str) -> tuple[Tensor, Tensor]:
         return out.image_embeds, torch.zeros_like(out.image_embeds[:1])
     null = model(pixel_values=torch.zeros_like(pixels[:1]), output_hidden_states=True)
     return out.hidden_states[-2], null.hidden_states[-2]
-
-
-def open_encoder(name: str) -> tuple[Any, Any]:
-    """The image side of a CLIP model in float32, and what prepares pictures for it."""
-    from transformers import AutoImageProcessor, CLIPImageProcessorPil, CLIPVisionModelWithProjection
-
-    folder = encoder_folder(name)
-    try:
-        with quiet():
-            model, report = CLIPVisionModelWithProjection.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-            )
-        if (folder / "preprocessor_config.json").is_file():
-            prepare = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        else:  # as published with IP-Adapter: CLIP's own numbers
-            side = model.config.image_size
-            prepare = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"image_encoder {name}: {str(error).splitlines()[0]}") from error
-    if missing := report["missing_keys"]:
-        raise ConfigurationError(
-            f"image_encoder {name} is no CLIP model with an image side: {len(missing)} of its weights are not there"
-        )
-    return model.eval().requires_grad_(False), prepare
-
-
-def encoder_folder(name: str) -> Path:
-    """Raises UserError where there is none."""
-    if name == EMBEDDED_ENCODER:
-        folder = embedded_folder("clip")
-        if not (folder / "config.json").is_file():
-            raise ArtefactError(
-                f"the embedded image encoder {EMBEDDED_ENCODER} is not in this installation: install the package with "
-                "its weights, or name another CLIP model (image_encoder=FOLDER)"
-            )
-        return folder
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    repository, _, inside = name.partition(":")
-    if "/" not in repository or name.startswith((".", "/", "~")):
-        raise ConfigurationError(
-            f"image_encoder {name!r}: expected {EMBEDDED_ENCODER}, a folder of a CLIP model, a hub id (a/b), or one "
-            "with a folder in it (a/b:folder)"
-        )
-    ahead = f"{inside}/" if inside else ""
-    files = ("config.json", "preprocessor_config.json", "*.safetensors")
-    return _fetched(repository, [ahead + each for each in files]) / inside

@@ -27,7 +27,8 @@ from torch import Tensor
 from ..conditioning import Conditioning, Sentence, encode
 from ..errors import ConfigurationError
 from ..prompt import FilledPrompt, Prompt
-from .detex_features import EMBEDDED, STANDARD
+from .detex_features import STANDARD
+from .image_encoders import EMBEDDED
 
 if TYPE_CHECKING:
     from PIL.Image import Image

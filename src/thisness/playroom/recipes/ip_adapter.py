@@ -19,8 +19,9 @@ from ...attention import Context, ImageTokens, Intervention, Site, Where, attach
 from ...bases import Base
 from ...conditioning import encode
 from ...files import save_tensors, write_json
+from ...methods.image_encoders import EMBEDDED, open_encoder
 from ...methods.ip_adapter import ImageProjection, Resampler, projections
-from ...methods.ip_adapter_weights import EMBEDDED_ENCODER, encoded, encoder_signature, open_encoder
+from ...methods.ip_adapter_weights import encoded, encoder_signature
 from ...training.diffusion import cumulative_alphas, noised, target
 from ...training.loop import LoopConfig, Task
 from ..captions import ATTRIBUTES, OFTEN, caption
@@ -113,7 +114,7 @@ class IPAdapterTask(Task):
         self.name, self.base, self.data, self.held_out = method, base, data, held_out
         self.latents, self.batch_size = latents, batch_size
         base.denoiser.requires_grad_(False).set_attn_processor(AttnProcessor())  # its backward is faster on a CPU
-        self.vision, _ = open_encoder(EMBEDDED_ENCODER)
+        self.vision, _ = open_encoder(EMBEDDED)
         torch.manual_seed(IP_ADAPTER.seed)
         self.adapter = make_adapter(method, base, self.vision)
         self.reads = str(self.adapter["image_proj"].reads)
@@ -187,7 +188,7 @@ class IPAdapterTask(Task):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().half().cpu() for name, tensor in adapter.state_dict().items()}
         save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-        encoder = {"name": EMBEDDED_ENCODER, "signature": encoder_signature()}
+        encoder = {"name": EMBEDDED, "signature": encoder_signature()}
         base = {"base": self.base.signature, "base_name": self.base.name}
         config = {"method": self.name, **base, "image_encoder": encoder, "tokens": TOKENS[self.name]}
         write_json(folder / "config.json", config)
