@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
 from thisness.playroom.captions import ALWAYS, ATTRIBUTES, UNKNOWN, caption, caption_and_mentions, labels
-from thisness.playroom.render import render
+from thisness.playroom.render import render, worn_cells
 from thisness.playroom.subjects import held_out_identity, reference_scenes, subject_index, subject_name
 from thisness.playroom.world import (
     BACKGROUNDS,
@@ -165,3 +166,14 @@ def test_unknown_toy_is_one_clear_line() -> None:
 def test_captions_are_not_all_alike() -> None:
     scene = random_scene(5)
     assert len({caption(scene, Random(i)) for i in range(30)}) > 8
+
+
+def test_what_is_worn_lies_in_its_cells() -> None:
+    bare = [random_scene(i, accessory=1.0, prop=0, companion=0, styled=0) for i in range(16)]
+    without = [change(scene, accessory=None, accessory_colour=None) for scene in bare]
+    one, other = (render(scenes).images.int() for scenes in (bare, without))
+    painted = torch.nn.functional.avg_pool2d(((one - other).abs().amax(1, keepdim=True) > 20).float(), 8)[:, 0].numpy()
+    cells = np.stack([worn_cells(scene, 16) for scene in bare])
+    assert painted.max() > 0.3 and cells[painted > 0.3].all()
+    assert (painted[cells > 0] > 0).mean() > 0.8, "and hardly any beside them"
+    assert not worn_cells(without[0], 16).any()

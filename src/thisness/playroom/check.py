@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .captions import ALWAYS, ATTRIBUTES, UNKNOWN, caption
 from .data import label_table
+from .flux_check import FLUX_FLOORS, measure_flux
 from .models import Reader, read
 from .recipes.common import WEIGHTS
 from .recipes.reader import unambiguous
@@ -47,6 +48,7 @@ FLOORS: dict[str, dict[str, float]] = {
     "clip, zero-shot": {"class": 90, "pose": 80, "background": 97},
     "identity": {"same toy among 20 of its class": 70},
     "toy masks": {"overlap on renders": 75, "overlap on reconstructions": 75},
+    **FLUX_FLOORS,
 }
 SHOWN = (
     "class",
@@ -223,4 +225,9 @@ def check(
             from .recipes.common import picture_grid
 
             picture_grid(drawn[:48], sheet, 8)
+    if only in (None, *FLUX_FLOORS) and (weights / "playroom-flux" / "model_index.json").exists():
+        for part, values in measure_flux(
+            weights, judge, plain, lambda part: only in (None, part), progress, reading, sheet
+        ):
+            lines += _lines(part, values)
     return [line for line in lines if only is None or line.part == only]

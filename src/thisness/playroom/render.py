@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .parts import COMPANION, FIELDS, SUBJECT, Clay
+from .parts import COMPANION, FIELDS, SUBJECT, WORN, Clay
 from .scenery import paint_background
 from .styles import apply_style
 from .toys import paint_toys
@@ -40,6 +40,25 @@ def parts_of(scene: Scene) -> np.ndarray:
     paint_background(clay, scene.background, rng)
     paint_toys(clay, scene, rng)
     return np.asarray(clay.rows, dtype=np.float32)
+
+
+def worn_cells(scene: Scene, side: int) -> np.ndarray:
+    """Where what the toys wear is, on a coarse grid: float32 (side, side) of 0 and 1, from its parts' outlines.
+
+    Nothing is painted: a cell counts where its middle is within a part, or within half a cell of it.
+    """
+    rows = parts_of(scene)
+    worn = rows[rows[:, FIELDS.index("layer")] == WORN]
+    axis = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
+    x, y = axis[None, None], axis[None, :, None]
+    part = {name: worn[:, at, None, None] for at, name in enumerate(FIELDS)}
+    cos, sin = np.cos(part["angle"]), np.sin(part["angle"])
+    u = cos * (x - part["x"]) + sin * (y - part["y"])
+    v = cos * (y - part["y"]) - sin * (x - part["x"])
+    past = np.maximum(np.abs(u) - part["half_length"], 0)
+    radius = np.maximum(part["radius_start"], part["radius_end"])
+    near = np.maximum(past - radius, np.abs(v) - radius * np.abs(part["squash"])) <= 1 / side
+    return near.any(0).astype(np.float32) if len(worn) else np.zeros((side, side), np.float32)
 
 
 def _paint(canvas: Tensor, x: Tensor, y: Tensor, row: Tensor, pixel: float) -> Tensor:

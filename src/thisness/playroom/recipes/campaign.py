@@ -23,7 +23,7 @@ from ...errors import UserError, nearest
 from ...files import write_json
 from ...training.loop import LoopConfig, Task, train
 from ..models import Reader, load_vision_and_words, make_scheduler, save_clip
-from . import finder
+from . import finder, flux_campaign
 from .cache import SHAPES as SHAPES
 from .cache import encoded
 from .common import WEIGHTS, Workplace
@@ -47,6 +47,7 @@ ORDER = (
     "ip-adapter",
     "ip-adapter-plus",
     "finder",
+    *flux_campaign.FLUX_ORDER,
 )
 
 
@@ -78,7 +79,8 @@ class Parts:
         return CLIPTokenizer.from_pretrained(self.place.built("text"))
 
 
-def _run(task: Task, config: LoopConfig, place: Workplace, steps: int | None, stop_after: float | None) -> bool:
+def run_task(task: Task, config: LoopConfig, place: Workplace, steps: int | None, stop_after: float | None) -> bool:
+    """Train one of the models here; whether it is finished."""
     config = replace(config, steps=steps) if steps else config
     result = train(task, config, place.root / task.name, device=place.device, stop_after=stop_after)
     return result.finished
@@ -92,12 +94,12 @@ def train_reader(kind: str, place: Workplace, steps: int | None = None, stop_aft
     if kind == "judge" and (start / "config.json").exists():
         task.reader = Reader.load(start).train()
         task.name, task.strength = "judge-again", 0.4  # a run of its own: its schedule begins anew
-        done = _run(task, JUDGE_AGAIN, place, steps, stop_after)
+        done = run_task(task, JUDGE_AGAIN, place, steps, stop_after)
     else:
-        done = _run(task, TEACHER if kind == "teacher" else JUDGE, place, steps, stop_after)
+        done = run_task(task, TEACHER if kind == "teacher" else JUDGE, place, steps, stop_after)
         if done and kind == "judge":
             task.name, task.strength = "judge-more", 0.4
-            done = _run(task, JUDGE_MORE, place, steps, stop_after)
+            done = run_task(task, JUDGE_MORE, place, steps, stop_after)
     if done:
         task.reader.cpu().eval().save(place.built(kind))
     return done
@@ -107,7 +109,7 @@ def train_vae(place: Workplace, steps: int | None = None, stop_after: float | No
     from .vae import JOINT, VaeTask, encode
 
     task = VaeTask(place.train_data(), place.held_out_data(), steps or JOINT.steps)
-    done = _run(task, JOINT, place, steps, stop_after)
+    done = run_task(task, JOINT, place, steps, stop_after)
     if done:
         vae = task.vae.cpu().eval()
         mean, _ = encode(vae, place.train_data().pictures(range(512)))
@@ -124,7 +126,7 @@ def train_decoder(place: Workplace, steps: int | None = None, stop_after: float 
     latents = encoded("latents", place, place.built("vae"))
     vae = AutoencoderKL.from_pretrained(place.built("vae"))
     task = DecoderTask(vae, place.train_data(), place.held_out_data(), latents, steps or DECODER.steps)
-    done = _run(task, DECODER, place, steps, stop_after)
+    done = run_task(task, DECODER, place, steps, stop_after)
     if done:
         averaged: Any = task.ema["vae"]
         averaged.cpu().eval().save_pretrained(place.built("vae-decoder"))
@@ -135,7 +137,7 @@ def train_text(place: Workplace, steps: int | None = None, stop_after: float | N
     from .text import TEXT, TextTask
 
     task = TextTask(scenes=place.pictures)
-    done = _run(task, TEXT, place, steps, stop_after)
+    done = run_task(task, TEXT, place, steps, stop_after)
     if done:
         task.encoder.cpu().eval().save_pretrained(place.built("text"))
         task.tokenizer.save_pretrained(place.built("text"))
@@ -173,7 +175,7 @@ def train_unet(place: Workplace, steps: int | None = None, stop_after: float | N
     if (start / "config.json").exists():
         task.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start).state_dict())
         task.name = "unet-more"  # a run of its own: its schedule begins anew
-    done = _run(task, UNET, place, steps, stop_after)
+    done = run_task(task, UNET, place, steps, stop_after)
     if done:
         averaged: Any = task.ema["unet"]
         averaged.cpu().eval().save_pretrained(place.built("unet"))
@@ -190,7 +192,7 @@ def train_clip(place: Workplace, steps: int | None = None, stop_after: float | N
     if (start / "config.json").exists():
         load_vision_and_words(start, task.vision, task.words)
         task.name = "clip-more"  # a run of its own: its schedule begins anew
-    done = _run(task, CLIP, place, steps, stop_after)
+    done = run_task(task, CLIP, place, steps, stop_after)
     if done:
         save_clip(place.built("clip"), task.vision.cpu().eval(), task.words.cpu())
     return done
@@ -209,7 +211,7 @@ def train_identity(place: Workplace, steps: int | None = None, stop_after: float
     if (start / "config.json").exists():
         task.encoder.load_state_dict(ViTModel.from_pretrained(start, add_pooling_layer=False).state_dict())
         task.name = "identity-more"  # a run of its own: its schedule begins anew
-    done = _run(task, IDENTITY, place, steps, stop_after)
+    done = run_task(task, IDENTITY, place, steps, stop_after)
     if done:
         task.encoder.cpu().eval().save_pretrained(place.built("identity"))
         write_preprocessor(place.built("identity"), "ViTImageProcessor")
@@ -223,7 +225,7 @@ def train_ezigen(place: Workplace, steps: int | None = None, stop_after: float |
     vae = place.built("vae")
     latents, subjects = encoded("latents", place, vae), encoded("subjects", place, vae, PICTURES)
     task = EZIGenTask(load_base("playroom-sd"), place.train_data(), place.held_out_data(), latents, subjects)
-    done = _run(task, EZIGEN, place, steps, stop_after)
+    done = run_task(task, EZIGEN, place, steps, stop_after)
     if done:
         task.save(place.built("ezigen"))
     return done
@@ -235,7 +237,7 @@ def train_ip_adapter(name: str, place: Workplace, steps: int | None = None, stop
 
     latents = encoded("latents", place, place.built("vae"))
     task = IPAdapterTask(name, load_base("playroom-sd"), place.train_data(), place.held_out_data(), latents)
-    done = _run(task, IP_ADAPTER, place, steps, stop_after)
+    done = run_task(task, IP_ADAPTER, place, steps, stop_after)
     if done:
         task.save(place.built(name))
     return done
@@ -248,10 +250,10 @@ def train_elite(place: Workplace, steps: int | None = None, stop_after: float | 
 
     data = place.train_data(), place.held_out_data(), encoded("latents", place, place.built("vae"))
     first = EliteGlobalTask(load_base("playroom-sd"), *data)
-    if not _run(first, GLOBAL, place, steps, stop_after):
+    if not run_task(first, GLOBAL, place, steps, stop_after):
         return False
     second = EliteLocalTask(load_base("playroom-sd"), *data, mapper=first.mapper.cpu())
-    done = _run(second, LOCAL, place, steps, stop_after)
+    done = run_task(second, LOCAL, place, steps, stop_after)
     if done:
         second.finish(place.built("elite"))
     return done
@@ -263,7 +265,7 @@ def train_blip_diffusion(place: Workplace, steps: int | None = None, stop_after:
 
     latents = encoded("latents", place, place.built("vae"))
     task = BlipDiffusionTask(load_base("playroom-sd"), place.train_data(), place.held_out_data(), latents)
-    done = _run(task, BLIP, place, steps, stop_after)
+    done = run_task(task, BLIP, place, steps, stop_after)
     if done:
         task.finish(place.built("blip-diffusion"))
     return done
@@ -319,20 +321,8 @@ def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None)
         Reader.load(place.built("judge")).save(target / "judge")
     for name in ("clip", "identity", "elite", "blip-diffusion", "ezigen", "ip-adapter", "ip-adapter-plus", "finder"):
         if (place.built(name) / "config.json").exists():
-            _ship_encoder(place.built(name), target / name)
-
-
-def _ship_encoder(source: Path, target: Path) -> None:
-    """The same folder with its weights in half precision; its config says that they are computed in single."""
-    from ...files import load_tensors, save_tensors
-
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if file.suffix == ".safetensors":
-            tensors = {name: value.half().contiguous() for name, value in load_tensors(file).items()}
-            save_tensors(target / file.name, tensors, {"format": "pt"})
-        else:
-            shutil.copyfile(file, target / file.name)
+            flux_campaign.ship(place.built(name), target / name)
+    flux_campaign.assemble(place, target)
 
 
 STEPS: dict[str, Callable[..., bool]] = {
@@ -350,6 +340,7 @@ STEPS: dict[str, Callable[..., bool]] = {
     "ip-adapter": lambda place, **kw: train_ip_adapter("ip-adapter", place, **kw),
     "ip-adapter-plus": lambda place, **kw: train_ip_adapter("ip-adapter-plus", place, **kw),
     "finder": finder.train_finder,
+    **flux_campaign.STEPS,
 }
 
 
@@ -395,6 +386,7 @@ def run(
             "ezigen": ["vae"],
             "ip-adapter": ["vae"],
             "ip-adapter-plus": ["vae"],
+            **flux_campaign.NEEDS,
         }
         missing = [need for need in needs.get(name, []) if not (place.built(need) / "config.json").exists()]
         if missing:

@@ -24,9 +24,10 @@ from ..captions import OFTEN, caption, renamed
 from ..data import PlayroomData
 from ..flux_models import CHANNELS, GUIDED, POOLED_LENGTH, SENTENCE, make_flow_scheduler, make_transformer
 from ..models import LATENT_SIZE
+from ..render import worn_cells
 from .common import draw, picture_grid
 from .flux_text import called, ids_of
-from .unet import preview_captions
+from .unet import WORN_WEIGHT, preview_captions
 
 if TYPE_CHECKING:
     from .flux_campaign import FluxParts
@@ -179,7 +180,8 @@ class FluxTask(Task):
         at = t.view(-1, 1, 1, 1)
         noisy = (1 - at) * clean + at * noise
         found = velocity(self.transformer, noisy, t, *self.words(sentences), torch.ones_like(t))
-        weight = 1 + SUBJECT_WEIGHT * mask
+        worn = torch.from_numpy(np.stack([worn_cells(self.data.scene(int(i)), LATENT_SIZE) for i in rows]))
+        weight = 1 + SUBJECT_WEIGHT * mask + WORN_WEIGHT * worn[:, None].to(device)
         main = ((found.float() - (noise - clean)) ** 2 * weight).mean() / weight.mean()
 
         guided = (t < GUIDED_BELOW).float()

@@ -23,6 +23,7 @@ from ...training.precision import fastest
 from ..captions import ALWAYS, ATTRIBUTES, caption
 from ..data import PlayroomData
 from ..models import LATENT_CHANNELS, LATENT_SIZE, make_scheduler, make_unet
+from ..render import worn_cells
 from .common import draw, picture_grid
 from .text import tokenize
 
@@ -43,6 +44,8 @@ UNET = LoopConfig(
 )
 FEATURES, MASK, POOLED = 0.5, 0.2, 0.05  # weights of the auxiliary losses
 SUBJECT_WEIGHT = 1.5
+WORN_WEIGHT = 4.0
+"""What toys wear is small, and was drawn worst by far without it (docs/weights.md)."""
 GUIDED_BELOW = 750
 DROP_CAPTION = 0.1
 POOLED_ATTRIBUTES = ("class", "pose", "facing", "accessory")
@@ -125,7 +128,8 @@ class UNetTask(Task):
             alpha.sqrt() * noise - (1 - alpha).sqrt() * clean,
         )
         prediction = self.unet(noisy, t, text, return_dict=False)[0]
-        weight = 1 + SUBJECT_WEIGHT * mask
+        worn = torch.from_numpy(np.stack([worn_cells(self.data.scene(int(i)), LATENT_SIZE) for i in rows]))
+        weight = 1 + SUBJECT_WEIGHT * mask + WORN_WEIGHT * worn[:, None].to(device)
         main = ((prediction.float() - target) ** 2 * weight).mean() / weight.mean()
 
         guided = (t < GUIDED_BELOW).float()
