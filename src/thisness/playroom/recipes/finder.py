@@ -35,7 +35,7 @@ def fitted(found: Tensor, masks: Tensor, ridge: float = RIDGE) -> Tensor:
 
 
 def train_finder(place: Workplace, steps: int | None = None, stop_after: float | None = None) -> bool:
-    """Fit it on `steps` renders; it takes a minute and is not resumed."""
+    """Fit it on `steps` renders, at once: it is not resumed."""
     from ...bases import load_base
 
     base, count = load_base("playroom-sd", device=place.device), steps or RENDERS
