@@ -56,11 +56,14 @@ class Attached:
         interventions: of the denoiser; they act before those that are asked for.
         tokens: what is read of a picture beside the text (`attention.ImageTokens`), for adjustments to change.
         sample: a way of sampling in the place of `sampling.sample`, called with the same arguments.
+        together: where several concepts of a sentence have the same: what they bring together, by placeholder, in the
+            place of what each brings.
     """
 
     interventions: tuple[Any, ...] = ()
     tokens: Any = None
     sample: Callable[..., Any] | None = None
+    together: Callable[[Mapping[str, Attached], Base], Attached] | None = None
 
 
 class ConceptHandler(Protocol):

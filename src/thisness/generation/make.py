@@ -102,7 +102,7 @@ def generate(
     images = []
     with ExitStack() as stack:
         once = {id(each): stack.enter_context(each.attach(base)) for each in _distinct(concepts)}
-        brought = {slot: once[id(each)] or Attached() for slot, each in concepts.items()}
+        brought = _together({slot: once[id(each)] or Attached() for slot, each in concepts.items()}, base)
         making = _way(brought, concepts)
         own = [part for each in _distinct(brought) for part in each.interventions]
         unwanted = encode_negative(base, negative) if base.branches(options.guidance) else None
@@ -152,6 +152,16 @@ def generate(
 
 def _distinct(by_slot: Mapping[str, Any]) -> list[Any]:
     return list({id(each): each for each in by_slot.values()}.values())
+
+
+def _together(brought: Mapping[str, Attached], base: Base) -> dict[str, Attached]:
+    """By placeholder; several concepts that know how share what they bring together."""
+    found = dict(brought)
+    for how in {each.together for each in brought.values() if each.together is not None}:
+        members = {slot: each for slot, each in brought.items() if each.together is how}
+        if len(_distinct(members)) > 1:
+            found |= dict.fromkeys(members, how(members, base))
+    return found
 
 
 def _way(brought: Mapping[str, Attached], concepts: Mapping[str, Concept]) -> Callable[..., torch.Tensor]:

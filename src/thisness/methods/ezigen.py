@@ -8,6 +8,7 @@ Duan, Ding, Gou, Zhou, Smith, Liu (arXiv 2409.08091); read with the released cod
     Attention(Q, [K, K_s], [V, V_s]) between self- and cross-attention, eq. 3    `ezigen_adapter.Site`
     layout by the text, then appearance, iterated until alike        `ezigen_loops.Loops`
     editing: inversion, blending (eq. 5)                             `ezigen_editing`
+    beyond the paper: several subjects, each in a region of its own  `ezigen_regions`
 
 One denoiser reads the subject and draws the picture. What was read, its features and the prepared pictures, is the
 concept; keys and values are computed once when it is attached, for all steps, loops, prompts and seeds.
@@ -40,6 +41,7 @@ from ..training.diffusion import cumulative_alphas, noised
 from .ezigen_adapter import EZIGenAdapter, KeysValues, SubjectAttention
 from .ezigen_import import import_released
 from .ezigen_loops import Loops, LoopSettings, encode_pictures
+from .ezigen_regions import together
 from .registry import register_method
 from .zero_shot import AdapterWeights, ZeroShotMethod, open_weights
 
@@ -115,7 +117,7 @@ class Handler:
         guidance = settings.subject_guidance or None
         acting = SubjectAttention(adapter, subject, settings.share, settings.scale, guidance)
         references = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in concept.tensors[PICTURES]["pictures"]]
-        yield Attached(interventions=(acting,), sample=Loops(acting, settings.loops, references))
+        yield Attached(interventions=(acting,), sample=Loops(acting, settings.loops, references), together=together)
 
     def export(self, concept: Concept, folder: Path, to: str, base: Base | None = None) -> list[Path]:
         raise ConfigurationError(

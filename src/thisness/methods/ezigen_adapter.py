@@ -233,23 +233,35 @@ class SubjectAttention(Intervention):
     def between(self, site: Place, hidden: Tensor, context: Context) -> Tensor:
         n = self.number[site.name]
         adapter: Any = self.adapter.sites[n]
-        subject = self.subject[n]
         if not context.rows:
-            return adapter(hidden, subject, self.scale)
+            return adapter(hidden, self.subject[n], self.scale)
         reading = ("cond", "uncond") if self.guidance is None else ("cond",)
         told = [i for i, row in enumerate(context.rows) if row.role in reading]
         free = [i for i, row in enumerate(context.rows) if row.role in {"uncond", UNSUBJECT} - set(reading)]
         if self.masses is not None:
             cond = [i for i, row in enumerate(context.rows) if row.role == "cond"]
-            self.masses.append(adapter.mass(hidden[cond], self._of(subject, cond, context)))
+            self.masses.append(self.looked(n, hidden[cond], cond, context))
         out = hidden
-        for rows, given in ((told, self._of(subject, told, context)), (free, None)):
+        for rows, reads in ((told, True), (free, False)):
+            if not rows:
+                continue
+            index = torch.tensor(rows, device=hidden.device)
+            own = hidden if len(rows) == len(hidden) else hidden[index]
+            new = self.told(n, own, rows, context) if reads else adapter(own, None, self.scale)
             if len(rows) == len(hidden):
-                return adapter(hidden, given, self.scale)
-            if rows:
-                index = torch.tensor(rows, device=hidden.device)
-                out = out.index_copy(0, index, adapter(hidden[index], given, self.scale))
+                return new
+            out = out.index_copy(0, index, new)
         return out
+
+    def told(self, n: int, hidden: Tensor, rows: list[int], context: Context) -> Tensor:
+        """What site n makes of rows that read the subject; hidden: (len(rows), L, C)."""
+        adapter: Any = self.adapter.sites[n]
+        return adapter(hidden, self._of(self.subject[n], rows, context), self.scale)
+
+    def looked(self, n: int, hidden: Tensor, rows: list[int], context: Context) -> Tensor:
+        """How much rows attend to the subject at site n, (len(rows), L)."""
+        adapter: Any = self.adapter.sites[n]
+        return adapter.mass(hidden, self._of(self.subject[n], rows, context))
 
     def branches(self, roles: tuple[str, ...], context: Context) -> tuple[str, ...]:
         return roles if self.guidance is None or "cond" not in roles else (*roles, UNSUBJECT)

@@ -5,7 +5,7 @@ Song, Kim, Park, Shin, Rhee, Kwak (AAAI 2025, arXiv 2403.14155).
     span of the text t_1 ... t_N                             `span_of`, by singular values, not by Gram-Schmidt
     v_perp = v - sum_j <b_j, v> b_j                          `orthogonal` with `gains(span)`
     AttnSwap(z, z') * m + AttnSwap(z, z) * (1 - m)           `attention_swap`
-    m, from the subject word's cross-attention map           `subject_mask`
+    m, from the subject word's cross-attention map           `subject_mask`; of several subjects `assigned`
     tau_1, tau_2: the steps in which the swap acts           `window`
 
 All pure. What of a sentence is text is in `harmonizing_words`; at work they are in `harmonizing_orchestrate` and
@@ -150,7 +150,7 @@ def window(start: float, stop: float, calls: int) -> range:
 def subject_mask(
     maps: Tensor,
     size: tuple[int, int],
-    threshold: float | Literal["otsu"] = 0.3,
+    threshold: float | Literal["otsu"] = "otsu",
     resize: Literal["nearest", "bilinear"] = "nearest",
 ) -> Tensor:
     """Where the subject is: (batch, *size) of bool.
@@ -159,18 +159,39 @@ def subject_mask(
         maps: (batch, h, w), the subject word's attention, averaged over heads and layers. Each is stretched to 0 ... 1
             by itself; a flat one shows no subject.
         size: grid of the layer.
-        threshold: what lies above is the subject; "otsu": found for each map.
+        threshold: what lies above is the subject; "otsu": found for each map, where its values fall into two groups.
         resize: nearest: of the mask; bilinear: of the map, before the threshold.
     """
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return assigned(maps[None], size, threshold, resize)[0]
+
+
+def assigned(
+    maps: Tensor,
+    size: tuple[int, int],
+    threshold: float | Literal["otsu"] = "otsu",
+    resize: Literal["nearest", "bilinear"] = "nearest",
+) -> Tensor:
+    """Where each of several subjects is, (subjects, batch, *size) of bool; no position is two subjects'.
+
+    Where several maps are over their thresholds, the position goes to the largest of the stretched maps.
+
+    Args:
+        maps: (subjects, batch, h, w), of each subject's word; as in `subject_mask`, like the rest.
+    """
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     flat = high - low < FLAT
-    maps = torch.where(flat, 0, (maps - low) / torch.where(flat, 1, high - low))
+    raw, maps = maps, torch.where(flat, 0, (maps - low) / torch.where(flat, 1, high - low))
     limit: Tensor | float = 0.0
-    limit = torch.stack([otsu(each) for each in maps])[:, None, None] if threshold == "otsu" else threshold
+    if threshold == "otsu":
+        limit = torch.stack([torch.stack([otsu(each) for each in row]) for row in maps])[..., None, None]
+    else:
+        limit = threshold
     if resize == "bilinear":
-        maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    mask = (maps > limit) & ~flat
-    return F.interpolate(mask[:, None].float(), size, mode="nearest")[:, 0] > 0.5
+        raw, maps = (F.interpolate(each, size, mode="bilinear", align_corners=False) for each in (raw, maps))
+    best = torch.where(maps == maps.amax(0, keepdim=True), raw, -1.0).argmax(0)  # of equal ones the larger before
+    first = best == torch.arange(len(maps), device=maps.device).view(-1, 1, 1, 1)
+    mask = (maps > limit) & ~flat & first
+    return F.interpolate(mask.float(), size, mode="nearest") > 0.5
 
 
 def otsu(values: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class BoundSwap(Intervention):
             if all(other is not each for each in own.values()):
                 other.hide_from(self.role)
         sites = list(sites_of(model).values())
-        side = model.config.sample_size if isinstance(model.config.sample_size, int) else min(model.config.sample_size)
+        side = trained_side(model)
         self.swapped = swap_layers(sites, settings.layers, side)
         self.mask_sites = mask_layers(sites, settings.mask_layers, side, self.swapped)
         order = [site.name for site in sites]
@@ -370,13 +370,24 @@ def mask_layers(sites: Sequence[Site], layers: str | int, side: int, swapped: Se
     cross = [site for site in sites if site.kind == "cross"]
     if str(layers) != "auto":
         return _found(None, cross, layers, "mask_layers", "auto")
+    same = [site.name for site in word_sites(cross, side)]
+    order = [site.name for site in sites]
+    first = min(map(order.index, swapped))
+    return [name for name in same if order.index(name) < first] or same
+
+
+def word_sites(cross: Sequence[Site], side: int) -> list[Site]:
+    """Cross-attention that shows best where words are: the grid of a quarter of the latents' side, 8x8 at least."""
     wanted = max(side // 4, SMALLEST)
     sides = sorted({site.resolution for site in cross})
     chosen = next((each for each in sides if each >= wanted), sides[-1] if sides else 0)
-    order = [site.name for site in sites]
-    first = min(map(order.index, swapped))
-    same = [site for site in cross if site.resolution == chosen]
-    return [site.name for site in same if order.index(site.name) < first] or [site.name for site in same]
+    return [site for site in cross if site.resolution == chosen]
+
+
+def trained_side(model: Any) -> int:
+    """Side of the latents at the size that a denoiser was trained at."""
+    size = model.config.sample_size
+    return size if isinstance(size, int) else min(size)
 
 
 def _found(named: Sequence[Site] | None, own: Sequence[Site], layers: str | int, what: str, words: str) -> list[str]:
