@@ -68,7 +68,9 @@ def train(
         str,
         typer.Argument(
             help="all, reader, teacher, judge, vae, text, clip, identity, unet, vae-decoder; what reads a picture: "
-            "elite, blip-diffusion, ezigen, ip-adapter, ip-adapter-plus; or data, latents, features, assemble."
+            "elite, blip-diffusion, ezigen, ip-adapter, ip-adapter-plus; FLUX: flux-vae, flux-text, flux, "
+            "flux-guidance, redux, ominicontrol, aligngen; or data, latents, features, flux-data, flux-latents, "
+            "flux-features, assemble."
         ),
     ] = "all",
     folder: Annotated[Path, typer.Option(help="Where checkpoints, data and logs lie.")] = Path(".train"),
