@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .flux_campaign import FluxParts
 
 FLUX = LoopConfig(
-    steps=2400,
+    steps=6000,
     lr=2e-3,
     betas=(0.9, 0.98),
     weight_decay=0.01,
@@ -45,7 +45,7 @@ FLUX = LoopConfig(
     ema=0.999,
     precision="auto",
     seed=23,
-    preview_every=400,
+    preview_every=800,
 )
 GUIDANCE = LoopConfig(
     steps=500,
