@@ -5,7 +5,8 @@
 
 One run of `thisness bench run playroom --size full --families two-part`: each method alone and with TEA at its
 defaults; a second one of its extensions and a sweep of alpha, on the same concepts, sentences and seeds. Then what was
-recorded while the words were learned (tea_collapse.py), and two toys in one sentence (tea_pairs.py).
+recorded while the words were learned (tea_collapse.py), the words of some steps in sentences (tea_steps.py), and two
+toys in one sentence (tea_pairs.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import tea_collapse
 import tea_pairs
+import tea_steps
 from pages import cell, compared
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
     text += tea_collapse.section(
         {method: run.folder / "concepts" / method for method in TRACKED}, figures / "collapse.png"
     )
+    text += tea_steps.section(run.folder / "concepts" / SWEPT, run, root / "steps", figures / "steps.png")
     for method in (SWEPT,) if pair_seeds else ():
         folders = {path.name: path for path in sorted((run.folder / "concepts" / method).glob("*")) if _whole(path)}
         text += tea_pairs.section(
