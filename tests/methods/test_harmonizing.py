@@ -23,7 +23,13 @@ from thisness.methods.harmonizing import (
     window,
 )
 from thisness.methods.harmonizing_orchestrate import Orchestrate
-from thisness.methods.harmonizing_words import basis_positions, class_positions, visual_only, visual_positions
+from thisness.methods.harmonizing_words import (
+    basis_positions,
+    class_positions,
+    clauses,
+    visual_only,
+    visual_positions,
+)
 from thisness.prompt import Prompt, SlotWord
 from thisness.recipe import Spec
 
@@ -166,6 +172,19 @@ def test_14_a_planted_map_is_its_mask_at_every_grid():
         grid_of((8, 8), 60)
 
 
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_otsu_finds_a_planted_subject_that_a_fixed_threshold_spreads(side):
+    """A subject of 1.5 %, 6 % and 25 % of the picture, before a background that draws attention, too."""
+    maps = 0.4 + 0.03 * drawn(3, 16, 16, seed=side)
+    maps[:, 3 : 3 + side, 5 : 5 + side] += 0.5
+    maps[:, 15, 15] = 0.0  # one dark corner stretches the background up
+    planted = torch.zeros(3, 16, 16, dtype=torch.bool)
+    planted[:, 3 : 3 + side, 5 : 5 + side] = True
+    assert torch.equal(subject_mask(maps, (16, 16)), planted)
+    assert subject_mask(maps, (16, 16), threshold=0.3).float().mean() > 0.95
+    assert torch.equal(subject_mask(1e-4 * maps, (16, 16)), planted)  # whatever the scale
+
+
 def test_windows_are_fractions_of_the_calls():
     assert window(0.1, 0.7, 30) == range(3, 21) and window(0.1, 0.7, 51) == range(5, 36)
     assert not window(0.4, 0.4, 30)
@@ -212,6 +231,27 @@ def test_roles(base):
     assert pieces(spans, basis_positions(spans, concepts, scope="first")) == ["hat", "red"]
     text_only = Prompt("a dog sleeping").fill({}).tokenize(base.tokenizer)
     assert pieces(text_only, basis_positions(text_only, concepts)) == ["sleeping"]
+
+
+def said(spans, groups):
+    """The tiny tokenizer spells "and"."""
+    return [" ".join(pieces(spans, each)).replace("a n d", "and") for each in groups]
+
+
+def test_clauses(base):
+    rex = word(base)
+    concepts = {"subject": rex}
+
+    def parted(text):
+        spans = Prompt(text).fill({"subject": rex.word})
+        with rex.attach(base):
+            spans = spans.tokenize(base.tokenizer)
+        return said(spans, clauses(spans, basis_positions(spans, concepts)))
+
+    assert parted("a photo of a {subject} sleeping in the snow") == ["photo of sleeping in snow"]
+    assert parted("a photo of a {subject}, sleeping in snow, in red hat") == ["photo of sleeping in snow", "in red hat"]
+    assert parted("in the snow, a {subject} sleeping and in a red hat") == ["in snow", "sleeping", "and in red hat"]
+    assert parted("a {subject}") == []
 
 
 # --- at work ---
@@ -264,6 +304,88 @@ def test_other_bases(base):
     assert made.reports[0]["basis"] == ["cat", "on", "beach"]
 
 
+LONG = "a {subject} sleeping in the snow, on the beach and in a red hat"
+
+
+def test_a_copy_for_each_clause(base):
+    """Each is the formula with its clause alone; nothing else changes but padding."""
+    rex = word(base)
+    made, source, _ = read(base, rex, LONG, Orchestrate(group="clause", max_rank=16))
+    spans, before = source.spans[0], source.embeds
+    groups = clauses(spans, basis_positions(spans, {"subject": rex}))
+    assert said(spans, groups) == ["sleeping in snow", "on beach", "and in red hat"]
+    visual, pad = list(visual_positions(spans, {"subject": rex})), spans.where("pad")
+    places = [visual, [pad[-1]], [pad[-2]]]
+    for group, at in zip(groups, places, strict=True):
+        expected = gram_schmidt(before[0, visual].double(), before[0, list(group)].double())
+        assert torch.allclose(made.conditioning.embeds[0, at].double(), expected, atol=1e-5)
+    others = [at for at in range(len(spans.ids)) if [at] not in places]
+    assert torch.equal(made.conditioning.embeds[:, others], before[:, others])
+    report = made.reports[0]
+    whole, _, _ = read(base, rex, LONG, Orchestrate(max_rank=16))
+    assert min(report["retained"]) > max(whole.reports[0]["retained"]) and len(report["retained"]) == 3
+    assert "without sleeping in snow | on beach | a n d in red hat" in report["says"]
+    one = "a {subject} sleeping in the snow"
+    single, plain = (read(base, rex, one, Orchestrate(group=each))[0] for each in ("clause", "sentence"))
+    assert torch.equal(single.conditioning.embeds, plain.conditioning.embeds)
+
+
+def test_clauses_that_padding_has_no_room_for_are_one(base):
+    rex = word(base)
+    text = "a {subject} sleeping, in snow, on beach, in red hat, in photo, of cat, on 1"
+    made, source, _ = read(base, rex, text, Orchestrate(group="clause"))
+    room = 1 + len(source.spans[0].where("pad"))
+    report = made.reports[0]
+    assert len(report["clauses"]) == room < 7 and f"7 clauses, but padding for {room}" in report["says"]
+    assert sum(report["clauses"], []) == report["basis"]
+
+
+def test_copies_of_a_pictures_tokens():
+    """The sentence's rows read all copies; the picture's own, as often, are to attention what one is."""
+    from thisness.attention.image_tokens import ImageTokens
+
+    layers = {"x": (torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False))}
+    one, copied = (ImageTokens(layers, drawn(3, 8), drawn(3, 8, seed=1)) for _ in range(2))
+    copied.change(drawn(6, 8, seed=2))
+    query = drawn(1, 2, 5, 4, seed=3)
+    attended = []
+    for each in (one, copied):
+        keys, values = (part[1].unflatten(-1, (2, 4)).transpose(0, 1)[None] for part in each.keys_values("x"))
+        attended.append(torch.nn.functional.scaled_dot_product_attention(query, keys, values))
+    assert torch.allclose(*attended, atol=1e-6)
+    assert torch.allclose(copied.keys_values("x")[0][0], layers["x"][0](drawn(6, 8, seed=2)))
+
+
+def test_the_contrast_basis(base):
+    """Rows minus those of the sentence that stops before the clause, encoded by itself."""
+    rex = word(base)
+    made, source, _ = read(base, rex, "a photo of a {subject} sleeping in the snow, in a red hat",
+                           Orchestrate(basis="contrast", max_rank=16))  # fmt: skip
+    spans = source.spans[0]
+    at = {each: [n for n in basis_positions(spans, {"subject": rex}) if spans.piece(n) in each.split()]
+          for each in ("photo of", "sleeping", "snow", "red hat")}  # fmt: skip
+    rows = []
+    with rex.attach(base), torch.no_grad():
+        for stop, words in (("a", "photo of"), ("a photo of a <rex>", "sleeping snow"),
+                            ("a photo of a <rex> sleeping in the snow,", "red hat")):  # fmt: skip
+            chosen = [n for n in basis_positions(spans, {"subject": rex}) if spans.piece(n) in words.split()]
+            rows.append((source.embeds - encode(base, stop).embeds)[0, chosen])
+        ins = [n for n in basis_positions(spans, {"subject": rex}) if spans.piece(n) == "in"]
+        rows.append((source.embeds - encode(base, "a photo of a <rex>").embeds)[0, ins[:1]])
+        rows.append((source.embeds - encode(base, "a photo of a <rex> sleeping in the snow,").embeds)[0, ins[1:]])
+    assert all(at.values()) and len(ins) == 2
+    visual = list(visual_positions(spans, {"subject": rex}))
+    basis = torch.cat(rows).double()
+    expected = perp(source.embeds[:, visual].double(), basis[None], max_rank=16)
+    assert torch.allclose(made.conditioning.embeds[:, visual].double(), expected, atol=1e-5)
+    plain, _, _ = read(base, rex, "a photo of a {subject} sleeping in the snow, in a red hat", Orchestrate(max_rank=16))
+    assert not torch.allclose(plain.conditioning.embeds, made.conditioning.embeds, atol=1e-3)
+    text = "in the snow a {subject}"
+    marks, _, _ = read(base, rex, text, Orchestrate(basis="contrast", eos=True))
+    without, _, _ = read(base, rex, text, Orchestrate(basis="contrast"))
+    assert torch.allclose(marks.conditioning.embeds, without.conditioning.embeds, atol=1e-6)
+
+
 def test_a_word_typed_in_the_sentence_and_a_warning(base):
     made, source, _ = read(base, word(base), "a <rex> sleeping", Orchestrate())
     assert (made.conditioning.embeds[:, 2] != source.embeds[:, 2]).any()
@@ -291,6 +413,8 @@ def test_presets_and_refusals(base):
         Orchestrate(strength=2.0, ridge=-1.0, weights="red")
     with pytest.raises(ValueError, match="without ridge"):
         Orchestrate(weights="red:0.5")
+    with pytest.raises(ValueError, match="group=clause and space=value.*leave basis_text out"):
+        Orchestrate(group="clause", space="value", basis="contrast", basis_text="a dog")
     with pytest.raises(ConfigurationError, match="give one"):
         Orchestrate().bound(Sentence(base, Prompt("a dog").fill({}), {}, (), None))
     adjust, attach = combined(Spec.of("harmonizing", preset="robust", stop=0.5, ridge=0.1))
@@ -320,3 +444,29 @@ def test_the_noun_stays_with_an_identifier(base):
     _, _, sentence = read(base, word(base), "a {subject} sleeping")
     with word(base).attach(base), torch.no_grad():
         assert visual_only(sentence, "subject", "null_text", "yes")[0].spans[0].text == "a <rex> dog"
+
+
+@pytest.mark.parametrize("mode", ["null_text", "zeros"])
+def test_words_read_of_a_picture_need_no_noun(base, mode):
+    """BLIP-Diffusion writes "<rex> dog": the noun is not in the second branch unless asked for."""
+    rows = {"text_encoder": 0.06 * drawn(1, 16, seed=5)}
+    blip = Concept.create(
+        "blip-diffusion", tiny.toy(), base, word="<rex> dog", tokens=["<rex>"], tensors={EMBEDDINGS: rows}
+    )
+    taught = Concept({**blip.manifest, "method": "custom-diffusion"}, blip.tensors)
+    filled = Prompt("a {subject} sleeping").fill({"subject": blip.word})
+    sentence = {name: Sentence(base, filled, {"subject": each}, (), None) for name, each in
+                (("blip", blip), ("taught", taught))}  # fmt: skip
+    with word(base).attach(base), torch.no_grad():
+        found = {
+            (name, keep): visual_only(sentence[name], "subject", mode, keep)
+            for name in sentence for keep in ("auto", "yes", "no")
+        }  # fmt: skip
+    for name, same in (("blip", "no"), ("taught", "yes")):
+        assert torch.equal(found[name, "auto"][0].embeds, found[name, same][0].embeds)
+        assert found[name, "auto"][1] == found[name, same][1]
+    if mode == "null_text":
+        assert found["blip", "auto"][0].spans[0].text == "a <rex>"
+        assert found["taught", "auto"][0].spans[0].text == "a <rex> dog"
+    else:
+        assert len(found["blip", "auto"][1]) == 1 and len(found["taught", "auto"][1]) == 2

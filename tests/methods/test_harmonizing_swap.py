@@ -6,11 +6,12 @@ import torch
 
 import tiny
 from thisness.adapters import EMBEDDINGS
+from thisness.attention.capture import CaptureMaps
 from thisness.concept import Concept
 from thisness.conditioning import Sentence, encode
 from thisness.errors import ConfigurationError
 from thisness.generation import generate, replay
-from thisness.methods.harmonizing import attention_swap
+from thisness.methods.harmonizing import assigned, attention_swap
 from thisness.methods.harmonizing_swap import AttentionSwap, mask_layers, swap_layers
 from thisness.methods.harmonizing_trajectory import SubjectTrajectory
 from thisness.prompt import Prompt
@@ -171,7 +172,8 @@ def test_17_the_mask_is_the_layers_own_attention(base, rex):
     kept, name = [], "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     filled = Prompt(TEXT).fill({"subject": rex.word})
     with rex.attach(base), torch.no_grad():
-        bound = AttentionSwap(mask_layers=name, **FULL).bound(Sentence(base, filled, {"subject": rex}, (), None))
+        swap = AttentionSwap(mask_layers=name, threshold=0.3, **FULL)
+        bound = swap.bound(Sentence(base, filled, {"subject": rex}, (), None))
         maps, masks = CaptureMaps(Where(names=[name])), []
         real = bound.subject
         bound.subject = lambda positions, context: masks.append(real(positions, context)) or masks[-1]
@@ -185,6 +187,44 @@ def test_17_the_mask_is_the_layers_own_attention(base, rex):
     run(base, rex, late, keep=kept)
     assert kept[0].lag and len(kept[0].areas) == 3 and not bound.lag  # nothing in the first step
     assert 0 < kept[0].report["mask_area"][1] < 1
+
+
+def test_two_subjects_have_masks_apart_and_share_a_trajectory(base, rex):
+    """Masks by the maps that are recorded beside; swapping the slots swaps them."""
+    bo = Concept({**rare(base).manifest, "files": rex.manifest["files"], "tokens": ["<bo>"], "word": "<bo> cat",
+                  "method": "textual-inversion", "noun": "cat"},
+                 {EMBEDDINGS: {"text_encoder": rex.tensors[EMBEDDINGS]["text_encoder"].flip(1)}})  # fmt: skip
+    text = "a {one} on a {two}"
+
+    def both(attachments, text=text, one=rex, two=bo, watch=()):
+        concepts = {"one": one, "two": two}
+        filled = Prompt(text).fill({slot: each.word for slot, each in concepts.items()})
+        with rex.attach(base), bo.attach(base), torch.no_grad():
+            sentence = Sentence(base, filled, concepts, (), None)
+            bound = [each.bound(sentence) for each in attachments]
+            latents = sample(base, encode(base, filled), None, (0, 1), OPTIONS, interventions=[*watch, *bound])
+            return latents, bound, base.tokenize(filled)[0]
+
+    swaps = [AttentionSwap(slot=slot, **FULL) for slot in ("one", "two")]
+    capture = CaptureMaps()
+    latents, (first, second), spans = both(swaps, watch=(capture,))
+    (at,) = {key for key in first.masks if key in second.masks and key[1] == 64}
+    seen = torch.stack([capture.maps[at[0], name] for name in first.mask_sites])
+    maps = torch.stack([seen[..., list(spans.of(slot))].sum(-1).mean(0) for slot in ("one", "two")])
+    maps = maps.unflatten(-1, (8, 8))
+    wanted = assigned(maps, (8, 8)).flatten(2)
+    assert torch.equal(torch.stack([first.masks[at], second.masks[at]]), wanted) and not wanted.all(0).any()
+    assert wanted[0].any() and wanted[1].any()
+    assert close(latents, both(swaps[::-1])[0])
+    assert close(
+        latents, both([AttentionSwap(slot=s, **FULL) for s in ("two", "one")], "a {two} on a {one}", bo, rex)[0]
+    )
+    trajectory = SubjectTrajectory()
+    shared = [each.sharing(trajectory) for each in swaps]
+    assert torch.equal(both(shared)[0], latents) and len(trajectory) == 4
+    other = "a {one} in the snow on a {two}"
+    found = both(shared, other)[0]
+    assert trajectory.found == 4 and close(found, both(swaps, other)[0])
 
 
 def test_a_trajectory_is_the_branch_computed_anew(base, rex):
@@ -219,7 +259,7 @@ def test_a_trajectory_is_the_branch_computed_anew(base, rex):
 
 
 @pytest.mark.parametrize("settings", [
-    {"visual": "drop"}, {"visual": "zeros"}, {"cfg": "cond"}, {"noise": "independent"}, {"threshold": "otsu"},
+    {"visual": "drop"}, {"visual": "zeros"}, {"cfg": "cond"}, {"noise": "independent"}, {"threshold": 0.3},
     {"resize": "bilinear"}, {"layers": 4}, {"mask_layers": "4"}, {"preset": "robust"}, {"mask_words": "word"},
 ])  # fmt: skip
 def test_each_knob_does_something_and_replays(base, settings):

@@ -56,7 +56,11 @@ class ImageTokens(Intervention):
         return self.scale != 0
 
     def change(self, tokens: Tensor) -> None:
-        """Let the sentence's rows read other tokens, (M, width); those of second processes stay."""
+        """Let the sentence's rows read other tokens, those of second processes stay.
+
+        Args:
+            tokens: (M, width), or several copies of it, each changed in its way: (n M, width).
+        """
         self.given = tokens
         self._values.clear()
         self._made.clear()
@@ -75,11 +79,16 @@ class ImageTokens(Intervention):
 
     @torch.no_grad()
     def keys_values(self, name: str) -> tuple[Tensor, Tensor]:
-        """(3, M, heads * D) each: of `given`, `tokens` and `null`; made at the first call, and after a change."""
+        """(3, M, heads * D) each: of `given`, `tokens` and `null`; made at the first call, and after a change.
+
+        Where `given` is n copies, the others are repeated as often, which attention does not notice.
+        """
         if name not in self._made:
             to_k, to_v = self.layers[name]
             like = next(to_k.parameters())
-            each = torch.stack([tokens.to(like) for tokens in (self.given, self.tokens, self.null)])
+            copies = len(self.given) // len(self.tokens)
+            read = (self.given, self.tokens.repeat(copies, 1), self.null.repeat(copies, 1))
+            each = torch.stack([tokens.to(like) for tokens in read])
             keys, values = to_k(each), to_v(each)
             if name in self._values:
                 keys[_GIVEN], values[_GIVEN] = self._values[name]

@@ -7,8 +7,9 @@ the values (and keys) that each layer makes of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -18,7 +19,15 @@ from ..conditioning import ADJUSTMENTS, Conditioning, Sentence, encode
 from ..errors import ConfigurationError, nearest
 from ..prompt import FilledPrompt, TokenSpans, clean_text
 from .harmonizing import Reduce, gains, orthogonal, random_span, restored, retained, shrunk, span_of
-from .harmonizing_words import basis_positions, image_tokens, text_only, visual_positions, word_weights
+from .harmonizing_words import (
+    basis_positions,
+    clauses,
+    image_tokens,
+    text_only,
+    visual_positions,
+    without_clauses,
+    word_weights,
+)
 
 Scope = Literal["all", "first"]
 Space = Literal["input", "value", "key_value"]
@@ -52,13 +61,17 @@ class Orchestrate:
         scope: all copies of a word, or the first only.
         punctuation, eos: these rows, too; the end mark sums up the subject as well.
         extra_stop: further words to leave out, "my,of".
-        basis: rows of the text from the sentence itself (contextual), where those after the subject have read it; or
-            from the sentence with the noun (text_only).
+        basis: rows of the text from the sentence itself (contextual), where those after the subject have read it; from
+            the sentence with the noun (text_only); or contrast: contextual, minus what stands in their places where the
+            sentence ends before their clause. Beyond the paper.
         basis_text: another sentence for the basis, as a caption of the reference; the ablation of the paper.
         rtol: directions weaker than this share of the strongest are not counted.
         max_rank: directions at most; a quarter of the width by default.
         space: of a picture that is read beside the text: input: its tokens against rows of the text encoder; value: in
             each layer, values against values; key_value: keys against keys, too. Words have the text encoder's only.
+        group: sentence: all words are one basis (the paper); clause: one basis for each clause, and a copy of the
+            visual rows for each: the first in their place, the others in that of padding. For sentences with many
+            instructions, whose common span leaves little. Beyond the paper.
         renorm: give the visual rows their lengths back.
         slot: the placeholder whose concept is meant; all by default.
         control: random: as many random directions; shrink: only the shorter length. For comparisons.
@@ -75,11 +88,12 @@ class Orchestrate:
     punctuation: bool = False
     eos: bool = False
     extra_stop: str = ""
-    basis: Literal["contextual", "text_only"] = "contextual"
+    basis: Literal["contextual", "text_only", "contrast"] = "contextual"
     basis_text: str = ""
     rtol: float = 1e-3
     max_rank: int | None = None
     space: Space = "input"
+    group: Literal["sentence", "clause"] = "sentence"
     renorm: bool = False
     slot: str = ""
     control: Literal["off", "random", "shrink"] = "off"
@@ -105,6 +119,10 @@ class Orchestrate:
         ]
         if not self.ridge and any(value not in (0.0, 1.0) for value in weights.values()):
             wrong.append("weights other than 0 and 1 change nothing without ridge: a projection ignores lengths")
+        if self.group == "clause" and self.space != "input":
+            wrong.append(f"group=clause and space={self.space}: copies of a picture's tokens are made in space=input")
+        if self.basis == "contrast" and self.basis_text:
+            wrong.append("basis=contrast is of the sentence itself: leave basis_text out")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -202,33 +220,68 @@ class BoundOrchestrate:
         positions = tuple(at for at in positions if factors[at] > 0)
         self.report["notes"] += [f"{word!r} is not in the sentence: its weight changes nothing" for word in missing]
         if not positions:
-            self._say((), spans, [])
+            self._say([], spans, [])
             return conditioning
-        rows = text.embeds[:, list(positions)].expand(len(conditioning), -1, -1)  # (batch, N, width)
-        weights = torch.tensor([[factors[at] for at in positions]]).expand(len(conditioning), -1)
-        done = [self._beside(slot, rows[:1], weights[:1]) for slot in self.pictures]
+        groups = self._room(clauses(spans, positions)) if settings.group == "clause" else [positions]
+        embeds = text.embeds
+        if settings.basis == "contrast":
+            embeds = embeds - without_clauses(self.sentence.base, self.sentence, spans, positions).to(embeds)
+        bases = [  # rows (batch, N, width) and weights (batch, N) of each group
+            (
+                embeds[:, list(group)].expand(len(conditioning), -1, -1),
+                torch.tensor([[factors[at] for at in group]]).expand(len(conditioning), -1),
+            )
+            for group in groups
+        ]
+        done = [self._beside(slot, [(rows[:1], weights[:1]) for rows, weights in bases]) for slot in self.pictures]
         if self.visual:
             before = conditioning.embeds[:, list(self.visual)]  # (batch, M, width)
-            changed = settings.tokens(before, rows, weights=weights)
-            embeds = conditioning.embeds.clone()
-            embeds[:, list(self.visual)] = changed.tokens
-            conditioning = conditioning.with_embeds(embeds)
-            done.insert(0, (self._words(), changed.retained[0], int(changed.rank[0])))
-        self._say(positions, spans, done)
+            made = [settings.tokens(before, rows, weights=weights) for rows, weights in bases]
+            conditioning = self._with(conditioning, [each.tokens for each in made])
+            left = torch.cat([each.retained[0] for each in made])
+            done.insert(0, (self._words(), left, sum(int(each.rank[0]) for each in made)))
+        self._say(groups, spans, done)
         return conditioning
+
+    def _room(self, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Groups for whose copies there is padding; the last ones together where there is too little."""
+        if not self.visual:
+            return groups
+        most = 1 + len(self.spans.where("pad")) // len(self.visual)
+        if len(groups) > most:
+            self.report["notes"].append(
+                f"{len(groups)} clauses, but padding for {most}: the last {len(groups) - most + 1} are one"
+            )
+            groups = [*groups[: most - 1], tuple(at for group in groups[most - 1 :] for at in group)]
+        return groups
+
+    def _with(self, conditioning: Conditioning, copies: list[Tensor]) -> Conditioning:
+        """The visual rows changed, (batch, M, width) each: the first in their place, the others from the end of the
+        padding on."""
+        embeds, mask = conditioning.embeds.clone(), conditioning.mask
+        places, pad, count = list(self.visual), self.spans.where("pad"), len(self.visual)
+        for number, copy in enumerate(copies):
+            if number:
+                places = list(pad[len(pad) - number * count : len(pad) - (number - 1) * count])
+                if mask is not None:
+                    mask = mask.clone()
+                    mask[:, places] = 1
+            embeds[:, places] = copy
+        return replace(conditioning, embeds=embeds, mask=mask)
 
     def _words(self) -> str:
         return " ".join(self.spans.piece(at) for at in self.visual)
 
-    def _beside(self, slot: str, rows: Tensor, weights: Tensor) -> Part:
-        """Change what the sentence reads of a picture beside it; rows: (1, N, width)."""
+    def _beside(self, slot: str, bases: list[tuple[Tensor, Tensor]]) -> Part:
+        """Change what the sentence reads of a picture beside it; bases: (1, N, width) and (1, N) each."""
         picture, settings = self.pictures[slot], self.settled
         name = f"{len(picture.tokens)} image tokens of {self.sentence.concepts[slot].name}"
         if settings.space == "input":
-            done = settings.tokens(picture.given[None], rows.to(picture.given), weights=weights)
+            made = [settings.tokens(picture.given[None], rows.to(picture.given), weights=w) for rows, w in bases]
             if settings.factor > 0:
-                picture.change(done.tokens[0])
-            return name, done.retained[0], int(done.rank[0])
+                picture.change(torch.cat([each.tokens[0] for each in made]))
+            return name, torch.cat([each.retained[0] for each in made]), sum(int(each.rank[0]) for each in made)
+        ((rows, weights),) = bases
         changed, left, ranks = {}, [], []
         for site in picture.layers:
             attn: Any = self.sentence.base.denoiser.get_submodule(site)
@@ -253,12 +306,15 @@ class BoundOrchestrate:
             return text_only(base, self.sentence)
         return conditioning, self.spans
 
-    def _say(self, positions: tuple[int, ...], spans: TokenSpans, done: list[Part]) -> None:
+    def _say(self, groups: Sequence[tuple[int, ...]], spans: TokenSpans, done: list[Part]) -> None:
         report, notes = self.report, self.report["notes"]
+        positions = [at for group in groups for at in group]
         report["visual"] = [self.spans.piece(at) for at in self.visual]
         for slot, picture in self.pictures.items():
             report["visual"] += [f"{self.sentence.concepts[slot].name}:{n}" for n in range(len(picture.tokens))]
         report["basis"] = [spans.piece(at) for at in positions]
+        if self.settled.group == "clause":
+            report["clauses"] = [[spans.piece(at) for at in group] for group in groups]
         if not done:
             report |= {"rank": 0, "retained": [1.0] * len(report["visual"])}
             notes.insert(0, "nothing to orthogonalise to: the sentence says nothing beside the subject; left as it is")
@@ -278,7 +334,8 @@ class BoundOrchestrate:
             if len(report["retained"]) > MANY:
                 energy = f"{min(report['retained']):.2f} to {max(report['retained']):.2f}"
             said = " and ".join(name for name, _, _ in done)
-            line += f": {said} without {' '.join(report['basis'])}; energy left {energy}"
+            out = " | ".join(" ".join(spans.piece(at) for at in group) for group in groups)
+            line += f": {said} without {out}; energy left {energy}"
         report["says"] = "; ".join([line, *notes])
 
 

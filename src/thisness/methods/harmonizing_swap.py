@@ -23,7 +23,7 @@ from ..attention import ATTACHMENTS, Context, Intervention, MaskAttention, Rows,
 from ..conditioning import Sentence
 from ..errors import ConfigurationError
 from ..sampling.companion import Companion, Run
-from .harmonizing import attention_swap, grid_of, subject_mask, window
+from .harmonizing import assigned, attention_swap, grid_of, window
 from .harmonizing_trajectory import KeysValues, SubjectTrajectory
 from .harmonizing_words import KeepClass, Visual, chosen_slot, image_tokens, visual_only, visual_positions
 
@@ -49,7 +49,7 @@ class AttentionSwap:
             at least, before the first swapped layer where there are any); or as `layers`. Where some of them come
             after a swapped layer, the mask is the step before's.
         mask_words: the word with its noun, as far as they are in the sentence (all), or one of them.
-        threshold: of the map stretched to 0 ... 1; or otsu.
+        threshold: of the map stretched to 0 ... 1; or otsu: where its values fall into two groups, for each map.
         resize: nearest (the mask) or bilinear (the map).
         visual: what the second branch reads, see `harmonizing_words.visual_only`.
         keep_class: whether the noun is in it.
@@ -58,7 +58,8 @@ class AttentionSwap:
         noise: of the second branch: shared with the picture, or independent.
         compute: positions of the subject alone (gather) or all (dense); auto: gather on a CPU.
         sequential: the second branch in calls of its own, for less memory.
-        slot: the placeholder whose concept is meant, where there are several.
+        slot: the placeholder whose concept is meant, where there are several: one swap each. Where the maps of several
+            are over their thresholds, the largest decides whose the position is.
         preset: paper, mean or robust.
     """
 
@@ -70,7 +71,7 @@ class AttentionSwap:
     mask: Literal["attention", "everywhere"] = "attention"
     mask_layers: str | int = "auto"
     mask_words: Literal["all", "word", "noun"] = "all"
-    threshold: float | Literal["otsu"] = 0.3
+    threshold: float | Literal["otsu"] = "otsu"
     resize: Literal["nearest", "bilinear"] = "nearest"
     visual: Visual = "null_text"
     keep_class: KeepClass = "auto"
@@ -136,7 +137,7 @@ class BoundSwap(Intervention):
         self.conditioning, visible = visual_only(sentence, self.slot, settings.visual, settings.keep_class)
         hidden = [at for at in range(self.conditioning.embeds.shape[1]) if at not in visible]
         self.hider = MaskAttention.hide(hidden, rows=Rows(self.role)) if settings.visual == "drop" and hidden else None
-        self.columns = self._columns()
+        self.columns = [self._columns(), *self._rivals()]
         own = image_tokens(sentence, self.slot)
         for other in image_tokens(sentence).values():
             if all(other is not each for each in own.values()):
@@ -154,7 +155,7 @@ class BoundSwap(Intervention):
 
     def _begin(self, steps: range, size: tuple[int, int]) -> None:
         self.steps, self.size = steps, size
-        self.maps: dict[int, list[Tensor]] = {}  # by step: (samples, h, w)
+        self.maps: dict[int, list[Tensor]] = {}  # by step: (subjects, samples, h, w), this one first
         self.masks: dict[tuple[int, int], Tensor] = {}  # by step and positions: (samples, positions)
         self.handed: dict[tuple[int, str], dict[str, KeysValues]] = {}  # of this step, by role: (samples, L, heads * d)
         self.replayed: dict[tuple[int, str], dict[str, KeysValues]] = {}
@@ -219,9 +220,10 @@ class BoundSwap(Intervention):
         return wanted and context.step >= self.steps.start - self.lag and bool(rows_of_role(context, "cond"))
 
     def probs(self, site: Site, probs: Tensor, context: Context) -> Tensor:
-        found = probs[rows_of_role(context, "cond")][..., self.columns].sum(-1).mean(1)  # (samples, positions)
+        cond = probs[rows_of_role(context, "cond")]
+        found = torch.stack([cond[..., words].sum(-1).mean(1) for words in self.columns])  # (subjects, samples, L)
         grid = grid_of(self.size, found.shape[-1])
-        self.maps.setdefault(context.step, []).append(found.detach().float().view(-1, *grid))
+        self.maps.setdefault(context.step, []).append(found.detach().float().unflatten(-1, grid))
         return probs
 
     def subject(self, positions: int, context: Context) -> Tensor | None:
@@ -231,13 +233,12 @@ class BoundSwap(Intervention):
             maps = self.maps.get(step)
             if not maps:
                 return None
-            finest = max((each.shape[1:] for each in maps), key=lambda shape: shape[0] * shape[1])
+            finest = max((each.shape[2:] for each in maps), key=lambda shape: shape[0] * shape[1])
             brought = [
-                each if each.shape[1:] == finest else F.interpolate(each[:, None], finest, mode="bilinear")[:, 0]
-                for each in maps
+                each if each.shape[2:] == finest else F.interpolate(each, finest, mode="bilinear") for each in maps
             ]
             mean, settings = torch.stack(brought).mean(0), self.settings
-            mask = subject_mask(mean, grid_of(self.size, positions), settings.threshold, settings.resize)
+            mask = assigned(mean, grid_of(self.size, positions), settings.threshold, settings.resize)[0]
             if not any(known == step for known, _ in self.masks):
                 self.areas.append(mask.flatten(1).float().mean(1))
             self.masks = {key: each for key, each in self.masks.items() if key[0] == step}
@@ -324,7 +325,7 @@ class BoundSwap(Intervention):
             if odd > 0:
                 says += (
                     f"; warning: in {float(odd):.0%} of the steps the mask covers nearly nothing or nearly everything: "
-                    "try another threshold, or otsu"
+                    "try another threshold"
                 )
         return report | {"says": says}
 
@@ -342,6 +343,18 @@ class BoundSwap(Intervention):
                 f"{'its noun' if which == 'noun' else 'a word beside its noun'}: leave mask_words=all"
             )
         return sorted(chosen)
+
+    def _rivals(self) -> list[list[int]]:
+        """Tokens of the other subjects, whose places are not this one's."""
+        sentence = self.sentence
+        spans = sentence.filled.tokenize(sentence.base.tokenizer)
+        found = []
+        for slot, concept in sentence.concepts.items():
+            noun = {at for each in spans.slots if each.slot == slot for at in each.noun}
+            own = sorted({*visual_positions(spans, {slot: concept}), *noun})
+            if slot != self.slot and own:
+                found.append(own)
+        return found
 
 
 _DECISIVE = ("visual", "keep_class", "aux_cfg", "noise")

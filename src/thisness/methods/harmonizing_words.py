@@ -14,10 +14,12 @@ from ..conditioning import Conditioning, Sentence, encode
 from ..errors import ConfigurationError, nearest
 from ..prompt import FilledPrompt, Prompt, SlotWord, TokenSpans
 from ..tokens import ARTICLES
+from .zero_shot import zero_shot_methods
 
 if TYPE_CHECKING:
     from ..attention.image_tokens import ImageTokens
 
+CONJUNCTIONS = r"(?<!\w)(and|but|then|while)(?!\w)"
 Visual = Literal["null_text", "zeros", "zeros_bos", "drop"]
 KeepClass = Literal["auto", "yes", "no"]
 
@@ -92,6 +94,52 @@ def basis_positions(
     return tuple(found)
 
 
+def clauses(spans: TokenSpans, positions: Collection[int]) -> list[tuple[int, ...]]:
+    """Positions by clause: parted by punctuation marks, and before "and", "but", "then", "while".
+
+    A mark right behind the subject parts nothing, so that "a photo of a <rex>, sleeping" is one clause.
+    """
+    found: list[list[int]] = [[]]
+    begins = {match.start() for match in re.finditer(CONJUNCTIONS, spans.text, re.IGNORECASE)}
+    for at, role in enumerate(spans.roles):
+        mark = role == "punctuation" and spans.roles[at - 1] not in ("subject", "noun")
+        if (mark or (role == "context" and spans.offsets[at][0] in begins)) and found[-1]:
+            found.append([])
+        if at in positions:
+            found[-1].append(at)
+    return [tuple(each) for each in found if each]
+
+
+def ended_before(filled: FilledPrompt, character: int) -> FilledPrompt:
+    """A sentence that stops before one of its characters."""
+    text = filled.text[:character].rstrip()
+    return FilledPrompt(text, text, tuple(each for each in filled.slots if each.char_end <= len(text)))
+
+
+def without_clauses(base: Base, sentence: Sentence, spans: TokenSpans, positions: Collection[int]) -> torch.Tensor:
+    """What stands in the places of words where the sentence ends before their clause, or before the part of it behind
+    the subject: (1, length, width), other rows 0.
+
+    The encoder is causal: what is left of a row when this is taken off is what its clause says, without what all rows
+    share and without what was said before.
+    """
+    subject = {*spans.where("subject", "noun")}
+    total: torch.Tensor | None = None
+    for clause in clauses(spans, positions):
+        parts: list[list[int]] = [[]]
+        for at in clause:
+            if parts[-1] and subject & set(range(parts[-1][-1], at)):
+                parts.append([])
+            parts[-1].append(at)
+        for part in parts:
+            start = len(spans.text) if spans.roles[part[0]] == "eos" else spans.offsets[part[0]][0]
+            ended = encode(base, ended_before(sentence.filled, start)).embeds
+            total = torch.zeros_like(ended) if total is None else total
+            total[:, part] = ended[:, part]
+    assert total is not None
+    return total
+
+
 def word_weights(spans: TokenSpans, weights: Mapping[str, float]) -> tuple[list[float], list[str]]:
     """A weight for each token, 1 for words that are not named; and the words that are not in the sentence."""
     found = [1.0] * len(spans.ids)
@@ -136,8 +184,9 @@ def visual_only(
             sentence that begins so. zeros: the sentence's own encoding with all other rows 0; zeros_bos: but the first.
             drop: as null_text; all but the first row and the words is to be hidden from attention.
         keep_class: whether the noun stays: auto: where the concept's word has it (DreamBooth: an identifier alone says
-            nothing). A picture that is read beside the text (IP-Adapter) needs neither words nor noun: what is left
-            of the text is that of no sentence.
+            nothing), but not with words that were read of a picture (BLIP-Diffusion): these say all. A picture that
+            is read beside the text (IP-Adapter) needs neither words nor noun: what is left of the text is that of no
+            sentence.
 
     Returns:
         One row, and the positions that stay visible in it (for drop).
@@ -152,6 +201,7 @@ def visual_only(
     visual = visual_positions(spans, {slot: concept})
     if not visual:
         raise ConfigurationError(f"the words of {concept.name!r} ({concept.word.text}) are not in the sentence")
+    keep_class = "no" if keep_class == "auto" and concept.method in zero_shot_methods() else keep_class
     if mode in ("zeros", "zeros_bos"):
         nouns = class_positions(spans, {concept.word.noun}) if keep_class != "no" else ()
         keep = {*visual, *nouns} | ({0} if mode == "zeros_bos" else set())
