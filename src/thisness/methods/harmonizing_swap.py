@@ -137,7 +137,7 @@ class BoundSwap(Intervention):
         self.conditioning, visible = visual_only(sentence, self.slot, settings.visual, settings.keep_class)
         hidden = [at for at in range(self.conditioning.embeds.shape[1]) if at not in visible]
         self.hider = MaskAttention.hide(hidden, rows=Rows(self.role)) if settings.visual == "drop" and hidden else None
-        self.columns = [self._columns(), *self._rivals()]
+        self.columns, self.rivals = self._columns(), self._rivals()
         own = image_tokens(sentence, self.slot)
         for other in image_tokens(sentence).values():
             if all(other is not each for each in own.values()):
@@ -221,7 +221,8 @@ class BoundSwap(Intervention):
 
     def probs(self, site: Site, probs: Tensor, context: Context) -> Tensor:
         cond = probs[rows_of_role(context, "cond")]
-        found = torch.stack([cond[..., words].sum(-1).mean(1) for words in self.columns])  # (subjects, samples, L)
+        each = (self.columns, *self.rivals)
+        found = torch.stack([cond[..., words].sum(-1).mean(1) for words in each])  # (subjects, samples, L)
         grid = grid_of(self.size, found.shape[-1])
         self.maps.setdefault(context.step, []).append(found.detach().float().unflatten(-1, grid))
         return probs
