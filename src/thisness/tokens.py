@@ -146,7 +146,9 @@ def check_new_tokens(tokens: Iterable[str], tokenizer: Any) -> None:
         elif token in tokens[:number]:
             problems.append(f"the new token {token!r} is there twice: give each concept a name of its own")
         elif token in added:
-            problems.append(f"the token {token!r} is in use by another concept: learn one of them under another name (--name)")
+            problems.append(
+                f"the token {token!r} is in use by another concept: learn one of them under another name (--name)"
+            )
         elif token in vocabulary or token + "</w>" in vocabulary:
             problems.append(f"{token!r} is a word of the vocabulary already: choose another name")
     raise_all(problems, PromptError)

@@ -52,7 +52,9 @@ def inserted_lora(
     before = {module: existing[module] for module in ranks}
     active = {m: list(layer.active_adapters) for m, layer in existing.items() if isinstance(layer, LoraLayer)}
     if any(name in getattr(before[module], "lora_A", ()) for module in ranks):
-        raise ConfigurationError(f"an adapter called {name!r} is attached already: learn one of them under another name (--name)")
+        raise ConfigurationError(
+            f"an adapter called {name!r} is attached already: learn one of them under another name (--name)"
+        )
     flags = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     configs = dict(model.__dict__.get("peft_config", {}))
     ordered = list(ranks)

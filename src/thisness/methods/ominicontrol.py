@@ -215,9 +215,7 @@ class OminiControlSettings:
     background: Background = field(
         default="keep", metadata={"help": "of the picture: keep (the paper), or a colour in its place; needs a mask"}
     )
-    black: bool = field(
-        default=False, metadata={"help": "a black picture in its place: what is left is the text"}
-    )
+    black: bool = field(default=False, metadata={"help": "a black picture in its place: what is left is the text"})
 
     def __post_init__(self) -> None:
         wrong = [] if 0 <= self.strength <= 100 else [f"strength {self.strength} must be in 0 ... 100"]
