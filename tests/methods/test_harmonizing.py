@@ -180,9 +180,9 @@ def test_otsu_finds_a_planted_subject_that_a_fixed_threshold_spreads(side):
     maps[:, 15, 15] = 0.0  # one dark corner stretches the background up
     planted = torch.zeros(3, 16, 16, dtype=torch.bool)
     planted[:, 3 : 3 + side, 5 : 5 + side] = True
-    assert torch.equal(subject_mask(maps, (16, 16)), planted)
-    assert subject_mask(maps, (16, 16), threshold=0.3).float().mean() > 0.95
-    assert torch.equal(subject_mask(1e-4 * maps, (16, 16)), planted)  # whatever the scale
+    assert torch.equal(subject_mask(maps, (16, 16), threshold="otsu"), planted)
+    assert subject_mask(maps, (16, 16)).float().mean() > 0.95
+    assert torch.equal(subject_mask(1e-4 * maps, (16, 16), threshold="otsu"), planted)  # whatever the scale
 
 
 def test_windows_are_fractions_of_the_calls():

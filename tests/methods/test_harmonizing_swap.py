@@ -259,7 +259,7 @@ def test_a_trajectory_is_the_branch_computed_anew(base, rex):
 
 
 @pytest.mark.parametrize("settings", [
-    {"visual": "drop"}, {"visual": "zeros"}, {"cfg": "cond"}, {"noise": "independent"}, {"threshold": 0.3},
+    {"visual": "drop"}, {"visual": "zeros"}, {"cfg": "cond"}, {"noise": "independent"}, {"threshold": "otsu"},
     {"resize": "bilinear"}, {"layers": 4}, {"mask_layers": "4"}, {"preset": "robust"}, {"mask_words": "word"},
 ])  # fmt: skip
 def test_each_knob_does_something_and_replays(base, settings):

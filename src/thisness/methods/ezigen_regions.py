@@ -97,7 +97,7 @@ class Regions(Intervention):
                         f"ezigen: nothing says where {missing} goes: there is no step without the subjects (share=1); "
                         f"take a smaller share, or say where: --attach region:slot={self.slots[0]},right=0.5"
                     )
-                found = dict(zip(self.slots, assigned(self.maps / self.count, grid).float(), strict=True))
+                found = dict(zip(self.slots, assigned(self.maps / self.count, grid, "otsu").float(), strict=True))
             taken = torch.stack(list(given.values())).sum(0) if given else torch.zeros(())
             like = next(iter(found.values()), taken)
             parts = []

@@ -150,7 +150,7 @@ def window(start: float, stop: float, calls: int) -> range:
 def subject_mask(
     maps: Tensor,
     size: tuple[int, int],
-    threshold: float | Literal["otsu"] = "otsu",
+    threshold: float | Literal["otsu"] = 0.3,
     resize: Literal["nearest", "bilinear"] = "nearest",
 ) -> Tensor:
     """Where the subject is: (batch, *size) of bool.
@@ -168,7 +168,7 @@ def subject_mask(
 def assigned(
     maps: Tensor,
     size: tuple[int, int],
-    threshold: float | Literal["otsu"] = "otsu",
+    threshold: float | Literal["otsu"] = 0.3,
     resize: Literal["nearest", "bilinear"] = "nearest",
 ) -> Tensor:
     """Where each of several subjects is, (subjects, batch, *size) of bool; no position is two subjects'.

@@ -71,7 +71,7 @@ class AttentionSwap:
     mask: Literal["attention", "everywhere"] = "attention"
     mask_layers: str | int = "auto"
     mask_words: Literal["all", "word", "noun"] = "all"
-    threshold: float | Literal["otsu"] = "otsu"
+    threshold: float | Literal["otsu"] = 0.3
     resize: Literal["nearest", "bilinear"] = "nearest"
     visual: Visual = "null_text"
     keep_class: KeepClass = "auto"
