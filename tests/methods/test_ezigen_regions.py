@@ -139,7 +139,7 @@ def test_regions_are_the_words_attention_in_the_layout(base, rex, mimi, monkeypa
     for slot in ("one", "two"):
         maps = [capture.maps[step, n][:, :, list(spans.of(slot))].sum(-1) for step in range(3) for n in names]
         mean[slot] = torch.stack(maps).mean(0).unflatten(1, (side, side))
-    wanted = assigned(torch.stack(list(mean.values())), (side, side)).flatten(2).float()
+    wanted = assigned(torch.stack(list(mean.values())), (side, side), "otsu").flatten(2).float()
     weights = next(each for each in found if each.shape[-1] == side * side)
     assert torch.equal(weights[:2], wanted) and torch.equal(weights[2], 1 - wanted.sum(0))
     assert 0 < wanted[0].mean() < 1 and 0 < wanted[1].mean() < 1
