@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import tea_collapse
 import tea_pairs
 import tea_steps
+from claims import HEAD, RULE, Claim, lines
 from pages import cell, compared
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("textual-inversion", "dreambooth-lora", "custom-diffusion")
 SWEPT = "textual-inversion"
 TRACKED = ("textual-inversion", "custom-diffusion")  # what they learn is read by the text encoder
+TUNED = {"dreambooth-lora": "text_encoder=true"}  # as the paper has it: else there is nothing for TEA to adjust
 ALPHAS = (0.1, 0.3, 0.5)
 TOYS = "rufus,mimi,bruno,hazel,saffron,kiwi,bolt,earl,hiker,beetle,dog-10,cat-11"
 METRICS = (
@@ -56,6 +58,7 @@ def recipes(methods: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for method in methods:
         learned = f"{method}:track_collapse=-1" if method in TRACKED else method
+        learned = f"{method}:{TUNED[method]}" if method in TUNED else learned
         found |= {method: learned, f"{method}-tea": f"{learned}+tea"}
     return found
 
@@ -66,6 +69,45 @@ def variants() -> dict[str, str]:
     found |= {f"alpha-{alpha}".replace(".", "-"): f"{SWEPT}+tea:alpha={alpha}" for alpha in ALPHAS}
     found |= {"norm-alone": f"{SWEPT}+tea:alpha=0", "weights-context": f"{SWEPT}+tea:weights=context"}
     return found | {"auto": f"{SWEPT}+tea:alpha=auto", "keep-meaning": f"{SWEPT}:keep_meaning=0.1"}
+
+
+PUBLISHED = {
+    "textual-inversion": (".64", ".55", "-2.34"),
+    "dreambooth-lora": ("1.87", ".77", "4.57"),
+    "custom-diffusion": (".34", "-.13", ".37"),
+}
+"""Gains on CustomConcept101 in points of CLIP-T, full and context, and of CLIP-I (table 2)."""
+
+
+def claims(methods: Sequence[str]) -> list[Claim]:
+    """The paper's, for each method with TEA beside it without."""
+    found = []
+    for method in methods:
+        with_tea, full, context, kept = f"{method}-tea", *PUBLISHED.get(method, ("", "", ""))
+        found += [
+            Claim(f"{method}: more of the sentence", "clip-t", with_tea, method, published=full),
+            Claim(f"{method}: more of the context", "clip-t-context", with_tea, method, published=context),
+            Claim(f"{method}: the same, as read", "oracle:follow", with_tea, method),
+            Claim(f"{method}: identity stays", "clip-i", with_tea, method, "kept", kept),
+            Claim(f"{method}: the same by playroom-identity", "dino-i", with_tea, method, "kept"),
+        ]
+    return found
+
+
+def sweep_claims() -> list[Claim]:
+    """Table 1's direction, and ours of what is beyond the paper."""
+    far, near, plain = "alpha-0-5", "alpha-0-1", f"{SWEPT}-tea"
+    found = [
+        Claim("a larger alpha gives more of the sentence", "clip-t", far, near, published="table 1"),
+        Claim("... and of the context", "clip-t-context", far, near, published="table 1"),
+        Claim("... and costs identity", "clip-i", far, near, "lower", "table 1"),
+    ]
+    for label, says in (
+        ("auto", "alpha by sentence"), ("weights-context", "strength by dimension"), ("keep-meaning", "prevention"),
+    ):  # fmt: skip
+        found.append(Claim(f"{says}: followed better than plain TEA", "oracle:follow", label, plain, published="ours"))
+        found.append(Claim(f"{says}: identity not below plain TEA's", "dino-i", label, plain, "kept", "ours"))
+    return found
 
 
 def row(label: str, rows: Sequence[Scored]) -> str:
@@ -89,6 +131,9 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
     rule = "|---" * (len(METRICS) + 1) + "|"
     text = ["# TEA on the Playroom", "", INTRODUCTION, ""]
     text += [f"{len(run.references)} toys, {len(run.benchmark['seeds'])} seeds, {len(run.scored)} pictures.", ""]
+    text += ["## Claims", "", RULE, "", *HEAD, *lines(claims(methods), rows)]
+    swept = read_run(root / "variants") if (root / "variants" / "run.json").exists() else None
+    text += [*(lines(sweep_claims(), by_recipe(swept.scored)) if swept else []), ""]
     text += ["## With and without", "", f"{head} pictures |", f"{rule}---|"]
     for method in methods:
         text += [row(method, rows[method]), row(f"{method} + TEA", rows[f"{method}-tea"])]
@@ -98,8 +143,8 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     compare(run, rows, methods, figures / "pictures.png")
     text += ["", f"![with and without]({target.stem}/pictures.png)", ""]
-    if (root / "variants" / "run.json").exists():
-        others = read_run(root / "variants")
+    if swept is not None:
+        others = swept
         by = by_recipe(others.scored)
         seeds = len(others.benchmark["seeds"])
         text += [f"## {SWEPT}: alpha, and beyond the paper", ""]

@@ -90,8 +90,24 @@ def section(concepts: Path, run: Any, out: Path, figure: Path) -> list[str]:
     return [
         "### The word at steps of its learning", "",
         f"{len(folders)} toys, {SENTENCES} sentences each, seed {SEED}. Difference to the step before, on the same "
-        "sentences:", "", *_table(values), "", f"![context and identity]({figure.parent.name}/{figure.name})", "",
+        "sentences:", "", *_table(values), "", *_ends(values), "",
+        f"![context and identity]({figure.parent.name}/{figure.name})", "",
     ]  # fmt: skip
+
+
+def _ends(values: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[str]:
+    """The paper's claim over the whole of the learning, by the rule of claims.py."""
+    from claims import HEAD, Expects, line, over_toys
+
+    found = list(HEAD)
+    expected: dict[str, Expects] = {"context, CLIP-T": "lower", "identity": "higher"}
+    for title, expects in expected.items():
+        of = values[title]
+        first, last = min(of), max(of)
+        changes = [of[last][toy] - of[first][toy] for toy in of[last]]
+        says = f"{title} {'falls' if expects == 'lower' else 'rises'} while the word is learned"
+        found.append(line(says, f"step {last} - step {first}: {expects}", "-", over_toys(changes, expects)))
+    return found
 
 
 def _table(values: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[str]:
