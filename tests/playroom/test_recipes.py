@@ -232,7 +232,7 @@ def test_adopted_weights_are_where_the_next_training_starts(tmp_path: Path, monk
     monkeypatch.setattr(
         Workplace, "train_data", lambda self: SimpleNamespace(labels=np.zeros((4, len(ATTRIBUTES)), np.int8))
     )
-    monkeypatch.setattr(campaign, "_run", lambda task, *rest: began.append(task) or False)
+    monkeypatch.setattr(campaign, "run_task", lambda task, *rest: began.append(task) or False)
     assert campaign.train_unet(place) is False
     shipped = UNet2DConditionModel.from_pretrained(WEIGHTS / "playroom-sd" / "unet").state_dict()
     assert began[0].name == "unet-more"
