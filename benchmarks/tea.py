@@ -130,7 +130,10 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
     head = "| | " + " | ".join(title for title, _ in METRICS) + " |"
     rule = "|---" * (len(METRICS) + 1) + "|"
     text = ["# TEA on the Playroom", "", INTRODUCTION, ""]
-    text += [f"{len(run.references)} toys, {len(run.benchmark['seeds'])} seeds, {len(run.scored)} pictures.", ""]
+    seeds, count = len(run.benchmark["seeds"]), len(run.scored)
+    text += [f"{len(run.references)} toys, {seeds} seeds, {count} pictures; by {', '.join(methods)} (`--methods`)."]
+    missing = [method for method in METHODS if method not in methods]
+    text += ["", *([f"Not run yet: {', '.join(missing)}.", ""] if missing else [])]
     text += ["## Claims", "", RULE, "", *HEAD, *lines(claims(methods), rows)]
     swept = read_run(root / "variants") if (root / "variants" / "run.json").exists() else None
     text += [*(lines(sweep_claims(), by_recipe(swept.scored)) if swept else []), ""]
