@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .models import LATENT_CHANNELS, SIZE
+from .models import LATENT_CHANNELS, TEXT_LENGTH, make_text_encoder, make_vae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CHANNELS = 16  # of latents
 SENTENCE = 40  # tokens of T5
-POOLED_LENGTH = 48  # tokens of CLIP
+POOLED_LENGTH = TEXT_LENGTH  # tokens of CLIP
 STATES, POOLED = 128, 96  # widths of T5's states and of CLIP's
 HEADS, HEAD = 4, 36
 LOOK, PATCH = 72, 8  # side of what the tower of Redux sees, and of one of its 81 patches
@@ -25,23 +25,7 @@ GUIDED = 3.0  # what the check and the previews draw with
 
 def make_flux_vae() -> AutoencoderKL:
     """8x down, 16 latent channels, no quantising layers, 1.7 M parameters."""
-    from diffusers import AutoencoderKL
-
-    channels = (16, 32, 64, 96)
-    return AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=1,
-        latent_channels=CHANNELS,
-        norm_num_groups=8,
-        sample_size=SIZE,
-        mid_block_add_attention=False,
-        force_upcast=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0,
-    )
+    return make_vae(CHANNELS, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0)
 
 
 @torch.no_grad()
@@ -118,22 +102,7 @@ def make_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 def make_flux_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Two layers, width 96, with the tokenizer of `playroom-sd`; its state at the end mark is what is used."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=POOLED,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=POOLED_LENGTH,
-            projection_dim=POOLED,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return make_text_encoder(tokenizer, POOLED, layers=2, hidden=256)
 
 
 def make_transformer(**changes: Any) -> FluxTransformer2DModel:

@@ -23,8 +23,8 @@ TEXT_LENGTH = 48
 TEXT_WIDTH = 192
 
 
-def make_vae() -> AutoencoderKL:
-    """8x down, 8 latent channels, 1.7 M parameters."""
+def make_vae(latent_channels: int = LATENT_CHANNELS, **changes: Any) -> AutoencoderKL:
+    """8x down, 1.7 M parameters."""
     from diffusers import AutoencoderKL
 
     channels = (16, 32, 64, 96)
@@ -33,27 +33,30 @@ def make_vae() -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         sample_size=SIZE,
         mid_block_add_attention=False,
         force_upcast=False,
+        **changes,
     )
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Three layers, width 192, 48 positions."""
+def make_text_encoder(
+    tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 3, hidden: int = 512
+) -> CLIPTextModel:
+    """48 positions. width: of the states; hidden: of the MLPs."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=512,
-            num_hidden_layers=3,
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=TEXT_LENGTH,
-            projection_dim=TEXT_WIDTH,
+            projection_dim=width,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
