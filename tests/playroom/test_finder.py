@@ -12,7 +12,6 @@ import tiny
 from thisness.errors import ArtefactError
 from thisness.playroom import finder
 from thisness.playroom.finder import PlayroomMasker, overlap, save_finder, states
-from thisness.playroom.recipes.common import WEIGHTS
 from thisness.playroom.recipes.finder import fitted
 from thisness.playroom.render import render
 from thisness.playroom.world import random_scene
@@ -75,7 +74,6 @@ def test_overlap_is_intersection_over_union() -> None:
     assert overlap(one, one) == 1 and overlap(0 * one, 0 * one) == 1 and overlap(one, 0 * one) == 0
 
 
-@pytest.mark.skipif(not (WEIGHTS / "finder" / "config.json").exists(), reason="no weights")
 def test_the_shipped_one_finds_held_out_toys() -> None:
     made = render([random_scene(20_000_000 + 4 * i, "held-out", companion=0, styled=0) for i in range(8)])
     found = PlayroomMasker().found(made.images.float() / 127.5 - 1)

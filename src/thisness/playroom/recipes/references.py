@@ -7,7 +7,6 @@ weights were trained on; colours and patterns are mostly unsaid, so that the ref
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -182,8 +181,3 @@ class ReferenceTask(Task):
     def save(self, folder: Path) -> None:
         more = {"redux_signature": self.redux.signature} if self.config.dem and self.redux is not None else {}
         save_weights(folder, self.base, self.averaged(), self.config, self.name, size=self.base.resolution, **more)
-
-
-def named(config: LoopConfig, seed: int) -> LoopConfig:
-    """The same with another seed, for ablations."""
-    return replace(config, seed=config.seed + 1000 * seed)
