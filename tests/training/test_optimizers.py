@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused():
     net = layer()
     with pytest.raises(ConfigurationError, match="matrices only"):
         Optimizers([{"params": list(net.parameters()), "optimizer": "muon"}], CONFIG)
-    with pytest.raises(ConfigurationError, match="adamw, adamw8bit or muon, not 'sgd'"):
+    with pytest.raises(ConfigurationError, match="adamw, adamw8bit, prodigy or muon, not 'sgd'"):
         Optimizers([{"params": [net.weight], "optimizer": "sgd"}], CONFIG)
     plain = Optimizers([{"params": list(net.parameters())}], CONFIG)
     with pytest.raises(ArtefactError, match="does not fit: it is of muon"):
@@ -154,3 +154,67 @@ def test_8_bits_without_the_library_or_an_accelerator_is_one_line(monkeypatch):
     with pytest.raises(ConfigurationError, match="runs on a GPU"):
         check_optimizer("adamw8bit", torch.device("cpu"))
     check_optimizer("adamw8bit", torch.device("cuda"))
+
+
+def least_squares(optimizers, net, steps):
+    torch.manual_seed(0)
+    inputs, wanted = torch.randn(64, 10), torch.randn(64, 6)
+    for _ in steps:
+        optimizers.zero_grad()
+        loss = (net(inputs) - wanted).square().mean()
+        loss.backward()
+        optimizers.step()
+    return float(loss.detach())
+
+
+def test_prodigy_finds_its_own_rate_whatever_lr_says():
+    torch.manual_seed(0)
+    inputs, wanted = torch.randn(64, 10), torch.randn(64, 6)
+    inputs = torch.cat([inputs, torch.ones(64, 1)], 1)
+    best = float((inputs @ torch.linalg.lstsq(inputs, wanted).solution - wanted).square().mean())
+    ends = []
+    for lr in (1e-6, 10.0):
+        net = layer()
+        config = LoopConfig(steps=400, lr=lr, optimizer="prodigy", weight_decay=0.0)
+        groups = [{"params": [net.weight], "lr": lr}, {"params": [net.bias]}]
+        ends.append(least_squares(Optimizers(groups, config), net, range(400)))
+    assert ends[0] == ends[1]
+    assert ends[0] < best * 1.02
+
+
+def test_prodigy_goes_through_a_checkpoint_bit_for_bit(tmp_path):
+    from thisness.files import load_tensors, save_tensors
+
+    config = LoopConfig(steps=40, lr=1.0, optimizer="prodigy")
+    whole, half = layer(), layer()
+    least_squares(Optimizers([{"params": list(whole.parameters())}], config), whole, range(40))
+    first = Optimizers([{"params": list(half.parameters())}], config)
+    least_squares(first, half, range(25))
+    save_tensors(tmp_path / "moments.safetensors", first.moments())
+    again = Optimizers([{"params": list(half.parameters())}], config)
+    again.load_moments(load_tensors(tmp_path / "moments.safetensors"))
+    least_squares(again, half, range(25, 40))
+    assert torch.equal(whole.weight, half.weight)
+    plain = Optimizers([{"params": list(half.parameters())}], CONFIG)
+    with pytest.raises(ArtefactError, match="does not fit: it is of prodigy"):
+        plain.load_moments(first.moments())
+
+
+def test_prodigy_is_the_librarys_with_the_papers_switches_and_says_nothing(capsys):
+    from prodigyopt import Prodigy
+
+    config = LoopConfig(steps=20, lr=1.0, optimizer="prodigy")
+    ours, theirs = layer(), layer()
+    least_squares(Optimizers([{"params": list(ours.parameters())}], config), ours, range(20))
+    assert capsys.readouterr().out == ""
+    plain = Prodigy(theirs.parameters(), weight_decay=0.01, use_bias_correction=True, safeguard_warmup=True)
+    least_squares(plain, theirs, range(20))
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_prodigy_without_its_library_is_one_line(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(ConfigurationError, match="needs prodigyopt.*pip install prodigyopt"):
+        check_optimizer("prodigy", torch.device("cpu"))

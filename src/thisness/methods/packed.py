@@ -409,6 +409,11 @@ def _train(
     opened: Opened, members: Sequence[Subject], base: Base, settings: Any, training: Path, resume: bool,
     progress: bool, stop_after: float | None,
 ) -> list[Concept]:  # fmt: skip
+    if settings.optimizer == "prodigy":
+        raise ConfigurationError(
+            "optimizer=prodigy finds one learning rate for all that is trained together, so subjects would depend on "
+            "each other: learn them one at a time, or leave it out"
+        )
     check_optimizer(settings.optimizer, base.device)
     with prepared_for_training(base, settings.checkpointing), opened(members) as (task, concepts):
         config = settings.loop(precision_for(settings.precision, base.device))

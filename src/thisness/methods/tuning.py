@@ -68,8 +68,8 @@ class TuningSettings:
     warmup: int = setting(0, "steps of linear rise of the learning rate")
     schedule: Literal["constant", "cosine", "linear-tail"] = setting("constant", "of the learning rate")
     clip: float | None = setting(1.0, "largest norm of the gradient")
-    optimizer: Literal["adamw", "adamw8bit"] = setting(
-        "adamw", "adamw8bit keeps moments in 8 bits: bitsandbytes, on a GPU"
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = setting(
+        "adamw", "adamw8bit keeps moments in 8 bits (bitsandbytes, on a GPU), prodigy finds its own lr (prodigyopt)"
     )
     ema: float | None = setting(
         None, "decay of a running mean of what is trained, which is kept then: 0.99; none: none"

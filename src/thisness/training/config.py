@@ -18,8 +18,9 @@ class LoopConfig:
         steps: updates of the weights.
         lr: peak learning rate, as it is used (nothing multiplies it in secret); a parameter group may have its own.
         betas, eps, weight_decay: of the optimizer.
-        optimizer: "adamw", or "adamw8bit" (bitsandbytes: moments in 8 bits); a parameter group may have its own,
-            "muon", too.
+        optimizer: "adamw"; "adamw8bit" (bitsandbytes: moments in 8 bits); or "prodigy" (prodigyopt: it finds its own
+            learning rate, so that `lr` and those of groups are not used). A parameter group may have its own, "muon",
+            too.
         warmup: steps of linear rise.
         schedule: "constant"; "cosine" down to `final_fraction`; "linear-tail": constant, then linearly down to
             `final_fraction` over the last `tail` (a fraction) of the steps.
@@ -38,7 +39,7 @@ class LoopConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
     warmup: int = 0
     schedule: Literal["constant", "cosine", "linear-tail"] = "constant"
     tail: float = 0.3
@@ -58,7 +59,7 @@ class LoopConfig:
         checks = {
             "steps must be at least 1": self.steps >= 1,
             "lr must be above 0": math.isfinite(self.lr) and self.lr > 0,
-            "optimizer must be adamw or adamw8bit": self.optimizer in ("adamw", "adamw8bit"),
+            "optimizer must be adamw, adamw8bit or prodigy": self.optimizer in ("adamw", "adamw8bit", "prodigy"),
             "weight_decay must not be negative": self.weight_decay >= 0,
             "warmup must not be negative": self.warmup >= 0,
             "schedule must be constant, cosine or linear-tail": self.schedule in ("constant", "cosine", "linear-tail"),

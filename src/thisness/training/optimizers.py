@@ -1,7 +1,10 @@
-"""What changes the weights: AdamW, the same with moments in 8 bits, and Muon for the matrices of a group that asks."""
+"""What changes the weights: AdamW, with moments in 8 bits, too; Prodigy, which finds its own learning rate; and Muon for
+the matrices of a group that asks."""
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -11,20 +14,26 @@ from torch import Tensor, nn
 from ..errors import ArtefactError, ConfigurationError
 from .config import LoopConfig
 
-NAMES = ("adamw", "adamw8bit", "muon")
+NAMES = ("adamw", "adamw8bit", "prodigy", "muon")
+FOUND = ("d", "d_max", "d_numerator", "k")
+"""What Prodigy knows of all parameters together; torch counts these as settings."""
 
 
 class Optimizers:
     """One optimizer for each name that the groups ask for, used as one.
 
     A group with `optimizer="muon"` must hold matrices only. Its updates are orthogonalised (Jordan et al., 2024) and
-    scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that the same learning rate serves both.
+    scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that the same learning rate serves both. Prodigy
+    (Mishchenko & Defazio, 2023) takes no learning rates: the schedule scales what it finds.
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: LoopConfig) -> None:
         """Raises ConfigurationError for an unknown name, or for Muon on anything but matrices."""
-        self.rates = [float(group.get("lr", config.lr)) for group in groups]
         self.names = [str(group.get("optimizer", config.optimizer)) for group in groups]
+        self.rates = [
+            1.0 if name == "prodigy" else float(group.get("lr", config.lr))
+            for group, name in zip(groups, self.names, strict=True)
+        ]
         self.each: dict[str, torch.optim.Optimizer] = {}
         for name in dict.fromkeys(self.names):
             mine = [group for group, of in zip(groups, self.names, strict=True) if of == name]
@@ -52,7 +61,11 @@ class Optimizers:
 
     def moments(self) -> dict[str, Tensor]:
         """For a checkpoint: AdamW's as "index/name", others' as "optimizer/index/name"."""
-        return {
+        found = {}
+        if "prodigy" in self.each:
+            group = self.each["prodigy"].param_groups[0]
+            found = {f"prodigy/found/{name}": torch.tensor(group[name], dtype=torch.float64) for name in FOUND}
+        return found | {
             f"{'' if kind == 'adamw' else kind + '/'}{index}/{name}": value
             for kind, optimizer in self.each.items()
             for index, values in optimizer.state_dict()["state"].items()
@@ -62,8 +75,15 @@ class Optimizers:
     def load_moments(self, tensors: dict[str, Tensor]) -> None:
         """Raises ArtefactError for those of another set of parameters or optimizers."""
         states: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in self.each}
+        found: dict[str, float] = {}
         for key, tensor in tensors.items():
             *kind, index, name = key.split("/")
+            if index == "found" and "prodigy" in self.each:
+                found[name] = int(tensor) if name == "k" else float(tensor)
+                continue
+            if index == "found":
+                states.setdefault(kind[0], {})
+                continue
             counted = name == "step" and kind == ["adamw8bit"]  # it counts in plain numbers
             mine = states.setdefault(kind[0] if kind else "adamw", {}).setdefault(int(index), {})
             mine[name] = int(tensor) if counted else tensor
@@ -75,14 +95,19 @@ class Optimizers:
                 optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
             except ValueError as error:
                 raise ArtefactError(f"the checkpoint's optimizer state does not fit: {error}") from error
+        if "prodigy" in self.each:
+            for group in self.each["prodigy"].param_groups:
+                group.update(found)
 
 
 def check_optimizer(name: str, device: torch.device) -> None:
     """Refuse an optimizer that cannot be had here.
 
     Raises:
-        ConfigurationError: bitsandbytes is not installed, or there is no accelerator.
+        ConfigurationError: its library is not installed, or it needs an accelerator and there is none.
     """
+    if name == "prodigy":
+        _prodigy()
     if name != "adamw8bit":
         return
     _eight_bits()
@@ -100,6 +125,16 @@ def _eight_bits() -> Any:
         ) from error
 
 
+def _prodigy() -> Any:
+    try:
+        return import_module("prodigyopt").Prodigy
+    except ImportError as error:
+        raise ConfigurationError(
+            f"optimizer=prodigy needs prodigyopt, which cannot be imported ({str(error).splitlines()[0]}): "
+            "pip install prodigyopt, or leave it out"
+        ) from error
+
+
 def _make(name: str, groups: list[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
     if name == "adamw":
         return torch.optim.AdamW(
@@ -107,6 +142,13 @@ def _make(name: str, groups: list[dict[str, Any]], config: LoopConfig) -> torch.
         )
     if name == "adamw8bit":
         return _eight_bits()(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+    if name == "prodigy":
+        plain = [{k: v for k, v in group.items() if k != "lr"} for group in groups]
+        with redirect_stdout(io.StringIO()):  # it says there that its weight decay is decoupled
+            return _prodigy()(
+                plain, lr=1.0, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
+                use_bias_correction=True, safeguard_warmup=True,
+            )  # fmt: skip
     if name == "muon":
         if any(p.dim() != 2 for group in groups for p in group["params"]):
             raise ConfigurationError("muon updates matrices only: give other parameters to a group of adamw")

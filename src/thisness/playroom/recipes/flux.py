@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .flux_campaign import FluxParts
 
 FLUX = LoopConfig(
-    steps=6000,
+    steps=5200,
     lr=2e-3,
     betas=(0.9, 0.98),
     weight_decay=0.01,
