@@ -76,6 +76,15 @@ def test_8_bits_on_the_cpu_are_refused_before_the_work(base, monkeypatch):
         learn("textual-inversion", tiny.toy(), base, steps=1, optimizer="adamw8bit", **GIVEN)
 
 
+def test_prodigy_does_not_use_the_rate_and_goes_on_as_if_never_stopped(base, tmp_path):
+    given = GIVEN | {"steps": 4, "optimizer": "prodigy", "folder": tmp_path / "x", "lr": 7.0, "stop_after": 0.0}
+    whole = learn("textual-inversion", tiny.toy(), base, **GIVEN | {"steps": 4, "optimizer": "prodigy"})
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            learn("textual-inversion", tiny.toy(), base, **given)
+    assert torch.equal(word(learn("textual-inversion", tiny.toy(), base, **given)), word(whole))
+
+
 def test_a_second_process_in_one_folder_gets_one_line_and_a_killed_one_leaves_none(base, tmp_path):
     training = tmp_path / "rex.training"
     held = subprocess.Popen([sys.executable, "-c", HOLD, str(training / LOCK)], stdout=subprocess.PIPE, text=True)

@@ -284,3 +284,5 @@ def test_what_cannot_be_packed_is_one_line(base, subjects):
         learn_packed("detex", subjects, base)
     with pytest.raises(ConfigurationError, match="two subjects are called rex"):
         learn_packed("textual-inversion", [subjects[0], subjects[0]], base, preset="default")
+    with pytest.raises(ConfigurationError, match="prodigy finds one learning rate for all.*one at a time"):
+        learn_packed("textual-inversion", subjects, base, preset="default", optimizer="prodigy", progress=False)

@@ -1,5 +1,5 @@
-"""What changes the weights: AdamW, with moments in 8 bits, too; Prodigy, which finds its own learning rate; and Muon for
-the matrices of a group that asks."""
+"""What changes the weights: AdamW, with moments in 8 bits, too; Prodigy, which finds its own learning rate; and Muon
+for the matrices of a group that asks."""
 
 from __future__ import annotations
 
