@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "broad-names": {"names": (2,)},
     "replace-all": {"replace_all": True},
     "independent": {"mode": "independent"},
+    "prodigy": {"optimizer": "prodigy"},
     "ominicontrol": {"star": False, "dem": False, "selective": False, "drop": 0.1, "drop_text": 0.1, "names": (0,)},
     **{f"drop-{int(10 * drop)}": {"drop": drop} for drop in DROPS if drop != 0.5},
 }
@@ -146,7 +147,7 @@ def train(root: Path, name: str, seed: int, steps: int, place: Any, stop_after: 
     from thisness.training.loop import train as loop
 
     changes = dict(VARIANTS[name])
-    names = changes.pop("names", (0, 1, 2))
+    names, optimizer = changes.pop("names", (0, 1, 2)), changes.pop("optimizer", REFERENCES.optimizer)
     base = load_base("playroom-flux")
     assert isinstance(base, Flux)
     latents = encoded("flux-latents", place, place.built("flux-vae"))
@@ -155,7 +156,7 @@ def train(root: Path, name: str, seed: int, steps: int, place: Any, stop_after: 
         TrainingConfig(**changes), seed=seed, names=names,
     )  # fmt: skip
     folder = root / "trained" / f"{name}-{seed}"
-    config = replace(REFERENCES, steps=steps, seed=REFERENCES.seed + 1000 * seed)
+    config = replace(REFERENCES, steps=steps, seed=REFERENCES.seed + 1000 * seed, optimizer=optimizer)
     done = loop(task, config, folder / "run", stop_after=stop_after).finished
     if done:
         task.save(folder / "weights")

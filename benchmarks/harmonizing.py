@@ -42,7 +42,8 @@ PARTS = {
 CONTROLS = {"random": "+orchestrate:control=random", "shrink": "+orchestrate:control=shrink"}
 EXTRAS = {
     "strength-0-5": "+orchestrate:strength=0.5", "ridge": "+orchestrate:ridge=0.3", "mean": "+orchestrate:reduce=mean",
-    "text-only-basis": "+orchestrate:basis=text_only", "robust": "+harmonizing:preset=robust",
+    "text-only-basis": "+orchestrate:basis=text_only", "clause": "+orchestrate:group=clause",
+    "contrast": "+orchestrate:basis=contrast", "robust": "+harmonizing:preset=robust",
     "late-swap": "+attention-swap:start=0.3", "coarse-swap": "+attention-swap:layers=all",
 }  # fmt: skip
 IMAGE_TOKENS = ("ip-adapter", "ip-adapter-plus")
