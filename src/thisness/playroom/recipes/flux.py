@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .flux_campaign import FluxParts
 
 FLUX = LoopConfig(
-    steps=5200,
+    steps=6000,
     lr=2e-3,
     betas=(0.9, 0.98),
     weight_decay=0.01,
