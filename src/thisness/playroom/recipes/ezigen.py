@@ -16,23 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ...attention import attached
-from ...attention.context import Row
 from ...bases import Base
 from ...conditioning import Conditioning, encode
-from ...files import save_tensors, write_json
 from ...methods.ezigen import prepared, subject_features
-from ...methods.ezigen_adapter import EZIGenAdapter, KeysValues, SubjectAttention
+from ...methods.ezigen_adapter import EZIGenAdapter, SubjectAttention
 from ...methods.ezigen_loops import to_tensor
-from ...training.diffusion import cumulative_alphas, noised, target
+from ...methods.ezigen_training import (
+    PROMPT,
+    Batch,
+    EZIGenTraining,
+    drops,
+    parameter_groups,
+    save_weights,
+)
 from ...training.loop import LoopConfig, Task
 from ..captions import ATTRIBUTES, OFTEN, caption
 from ..data import PlayroomData
-from ..models import LATENT_SIZE
 from ..world import BACKGROUNDS
 from .common import picture_grid
 
@@ -53,10 +55,6 @@ EZIGEN = LoopConfig(
 )
 SCENES = 4  # of each toy
 PICTURES = 16384  # of the training set, whose toys are read: 4,096 toys
-PROMPT = "a photo of a {noun}"
-GATE_LR = 1e-2
-SUBJECT_WEIGHT = 2.0
-DROP_SUBJECT, DROP_TEXT, DROP_BOTH = 0.2, 0.05, 0.05
 MENTION = {**OFTEN, "colour": 0.15, "pattern": 0.1}
 SEEN = 0.02  # least share of the picture that a subject to be read must have
 
@@ -97,29 +95,20 @@ class EZIGenTask(Task):
         base.denoiser.set_attn_processor(AttnProcessor())  # the fused kernel's backward is slow on a CPU
         self.adapter = EZIGenAdapter.of(base.denoiser)
         self.usable = np.flatnonzero(np.asarray(subjects).reshape(len(subjects), -1).any(1))
-        self.alphas = cumulative_alphas(base.scheduler)
+        self.training = EZIGenTraining(base, self.adapter)
         self.nouns = encode_nouns(base)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"adapter": self.adapter}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        named = dict(self.adapter.named_parameters())
-        gates = [p for n, p in named.items() if n.endswith("gate")]
-        plain = [p for n, p in named.items() if p.ndim == 1 or n.endswith("feature_scale")]
-        matrices = [p for p in named.values() if p.ndim > 1]
-        return [
-            {"params": matrices},
-            {"params": plain, "weight_decay": 0.0},
-            {"params": gates, "weight_decay": 0.0, "lr": GATE_LR},
-        ]
+        return parameter_groups(self.adapter)
 
     def settings(self) -> dict[str, Any]:
         return {"base": self.base.signature, "pictures": len(self.subjects), "batch_size": self.batch_size}
 
     def on_start(self, device: torch.device) -> None:
         self.base.to(device)
-        self.alphas = self.alphas.to(device)
         self.nouns = self.nouns.to(device)
 
     def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
@@ -132,53 +121,17 @@ class EZIGenTask(Task):
             "" if drop else caption(self.data.scene(int(i)), words, MENTION)
             for i, drop in zip(drawn, no_text, strict=True)
         ]
-        t = timesteps(self.batch_size, rng)
         scale = self.base.vae.config.scaling_factor
-        clean = torch.from_numpy(self.latents[drawn]).float() * scale
-        noise = torch.randn(clean.shape, generator=rng)
-        mask = torch.from_numpy(self.data.masks[drawn, 0]).float()[:, None] / 255
-        nouns = [int(self.data.labels[i, 0]) for i in read]
-        told = np.flatnonzero(~no_subject)
-        subjects = torch.from_numpy(self.subjects[read[told]]).float() * scale
-        seen = torch.randn((1, *subjects.shape[1:]), generator=rng)
-        keys = self.keys(self.adapter, subjects, [nouns[i] for i in told], seen) if len(told) else None
-        with torch.no_grad():
-            text = encode(self.base, sentences)
-        errors, weight = self.errors(self.adapter, clean, noise, t, text, mask, keys, told)
-        main = (errors * weight).mean() / weight.mean()
-        with torch.no_grad():
-            gates = torch.stack([p for n, p in self.adapter.named_parameters() if n.endswith("gate")])
-        return {"loss": main, "gate": gates.abs().mean().detach()}
-
-    def keys(self, adapter: EZIGenAdapter, subjects: Tensor, nouns: list[int], noise: Tensor) -> list[KeysValues]:
-        """What the adapter reads of subjects, (n, *latent_shape) scaled; gradients flow to the adapter."""
-        from ...methods.ezigen import reading
-
-        device = self.base.device
-        alpha = self.alphas[1].expand(len(subjects))
-        noisy = noised(subjects.to(device), noise.to(device).expand_as(subjects), alpha)
-        with torch.no_grad(), reading(self.base.denoiser, adapter.names) as features:
-            self.base.predict(noisy, torch.tensor(1, device=device), self.nouns.rows(nouns))
-        return adapter.project(list(features.values()))
-
-    def errors(
-        self, adapter: EZIGenAdapter, clean: Tensor, noise: Tensor, t: Tensor, text: Conditioning, mask: Tensor,
-        keys: list[KeysValues] | None, told: np.ndarray,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Squared errors (n, C, h, w), and weights (n, 1, h, w). told: which rows have a subject, in the order of the
-        keys."""
-        device = self.base.device
-        clean, noise, t = clean.to(device), noise.to(device), t.to(device)
-        alpha = self.alphas[t]
-        noisy, wanted = noised(clean, noise, alpha), target(clean, noise, alpha, self.base.prediction_type)
-        place = {int(row): n for n, row in enumerate(told)}
-        rows = tuple(Row("cond", place[n]) if n in place else Row("unsubject", n) for n in range(len(clean)))
-        empty = [KeysValues(*(clean.new_zeros(1, 0, width),) * 2) for width in adapter.widths]
-        with attached(self.base.denoiser, SubjectAttention(adapter, keys or empty)) as context:
-            context.rows = rows
-            prediction = self.base.predict(noisy, t, text)
-        weight = 1 + SUBJECT_WEIGHT * F.adaptive_avg_pool2d(mask.to(device), LATENT_SIZE)
-        return (prediction.float() - wanted) ** 2, weight
+        told = read[~no_subject]
+        batch = Batch(
+            torch.from_numpy(self.latents[drawn]).float() * scale,
+            sentences,
+            [0 if drop else 1 for drop in no_subject],
+            torch.from_numpy(self.subjects[told]).float() * scale,
+            self.nouns.rows([int(self.data.labels[i, 0]) for i in told]) if len(told) else None,
+            torch.from_numpy(self.data.masks[drawn, 0]).float()[:, None] / 255,
+        )
+        return self.training.loss(batch, rng)
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
@@ -188,30 +141,20 @@ class EZIGenTask(Task):
         picture_grid(self.drawn(adapter, 8), folder / f"preview-{step:06d}.png", 6)
         return numbers
 
-    @torch.no_grad()
     def gap(self, adapter: EZIGenAdapter, count: int = 48) -> dict[str, float]:
-        """Loss on held-out pairs with the right subject, with another's of the batch, without: the adapter is used if
-        the first is the least."""
-        rng = torch.Generator().manual_seed(0)
+        """As `EZIGenTraining.gap`, on held-out pairs."""
         pairs = self._held_out_pairs(count)
-        read = torch.stack([to_tensor(image) for _, _, image in pairs])
         drawn = [row for _, row, _ in pairs]
-        subjects = self.base.encode_images(read)
-        clean = self.base.encode_images(self.held_out.pictures(drawn)).cpu()
-        noise, t = torch.randn(clean.shape, generator=rng), torch.linspace(20, 600, len(pairs)).long()
-        text = encode(self.base, [caption(self.held_out.scene(row), Random(row), MENTION) for row in drawn])
-        mask = torch.from_numpy(self.held_out.masks[drawn, 0]).float()[:, None] / 255
-        keys = self.keys(
-            adapter, subjects.cpu(), [int(self.held_out.labels[row, 0]) for row, _, _ in pairs],
-            torch.randn((1, *clean.shape[1:]), generator=rng),
-        )  # fmt: skip
-        swapped = [KeysValues(k.keys.roll(1, 0), k.values.roll(1, 0)) for k in keys]
-        losses = {}
-        for name, given in (("right", keys), ("swapped", swapped), ("absent", None)):
-            told = np.arange(len(pairs)) if given else np.arange(0)
-            errors, weight = self.errors(adapter, clean, noise, t, text, mask, given, told)
-            losses[name] = float((errors * weight).mean() / weight.mean())
-        return {**losses, "gap": losses["swapped"] - losses["right"]}
+        with torch.no_grad():
+            batch = Batch(
+                self.base.encode_images(self.held_out.pictures(drawn)).cpu(),
+                [caption(self.held_out.scene(row), Random(row), MENTION) for row in drawn],
+                [1] * len(pairs),
+                self.base.encode_images(torch.stack([to_tensor(image) for _, _, image in pairs])).cpu(),
+                self.nouns.rows([int(self.held_out.labels[row, 0]) for row, _, _ in pairs]),
+                torch.from_numpy(self.held_out.masks[drawn, 0]).float()[:, None] / 255,
+            )
+        return self.training.gap(batch, torch.Generator().manual_seed(0), adapter)
 
     def _held_out_pairs(self, count: int) -> list[tuple[int, int, Image.Image]]:
         """(row that is read, row that is drawn, the cut-out), one of each toy."""
@@ -246,31 +189,10 @@ class EZIGenTask(Task):
     def save(self, folder: Path) -> None:
         """config.json and model.safetensors, the averaged weights in half precision."""
         adapter: Any = self.ema.get("adapter", self.adapter)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "method": "ezigen", "base": self.base.signature, "base_name": self.base.name, "prompt": PROMPT,
-            **adapter.sizes,
-        }  # fmt: skip
-        save_tensors(folder / "model.safetensors", {n: t.half().cpu() for n, t in adapter.state_dict().items()})
-        write_json(folder / "config.json", config)
+        save_weights(folder, self.base, adapter, PROMPT)
 
 
 def encode_nouns(base: Base) -> Conditioning:
     """What is read with each class, a row each."""
     with torch.no_grad():
         return encode(base, [PROMPT.replace("{noun}", noun) for noun in ATTRIBUTES["class"]])
-
-
-def drops(count: int, rng: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows have no subject, and which no text, (count,) bool both: a fifth, a twentieth, and a twentieth both."""
-    draw = torch.rand(count, generator=rng).numpy()
-    both = draw < DROP_BOTH
-    subject = (draw >= DROP_BOTH) & (draw < DROP_SUBJECT)
-    text = (draw >= DROP_SUBJECT) & (draw < DROP_SUBJECT + DROP_TEXT)
-    return subject | both, text | both
-
-
-def timesteps(count: int, rng: torch.Generator) -> Tensor:
-    """Half uniform in 0 ... 999, half in 0 ... 499, where the subject is drawn: (count,) int64."""
-    high = torch.where(torch.rand(count, generator=rng) < 0.5, 1000, 500)
-    return (torch.rand(count, generator=rng) * high).long()
