@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from tiny_ezigen import random_adapter, read
 
+import tiny
 from thisness.attention import attached
 from thisness.conditioning import encode
 from thisness.errors import ConfigurationError
@@ -80,7 +80,7 @@ def plain_loss(base, adapter, given, rng):
         for number in range(at, at + COUNTS[row]):
             noisy = alphas[1].sqrt() * given.subjects[number : number + 1] + (1 - alphas[1]).sqrt() * seen
             hooks = [
-                b.attn1.register_forward_pre_hook(lambda m, args, n=n: read[n].append(args[0][0]))
+                b.attn1.register_forward_pre_hook(lambda m, args, n=n, read=read: read[n].append(args[0][0]))
                 for n, b in enumerate(blocks)
             ]
             unet(noisy, 1, given.words.rows([number]).embeds)

@@ -226,7 +226,9 @@ class EZIGenTraining:
         if batch.mask is None:
             weight = torch.ones_like(clean[:, :1])
         else:
-            weight = 1 + self.config.subject_weight * F.adaptive_avg_pool2d(batch.mask.to(device), clean.shape[-2:])
+            weight = 1 + self.config.subject_weight * F.adaptive_avg_pool2d(
+                batch.mask.to(device), tuple(clean.shape[-2:])
+            )
         return (prediction.float() - wanted) ** 2, weight
 
     @torch.no_grad()
