@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ import typer
 
 from thisness.cli.options import program
 from thisness.errors import UserError, raise_all
-
-NOUN_FILES = ("noun.txt", "subject.json", "truth.json")
-"""Where a folder of pictures may say what it shows: a word, or JSON data with "noun"."""
+from thisness.nouns import noun_in
 
 
 def nouns_for(folders: Sequence[Path], nouns: Sequence[str], method: str) -> list[str]:
@@ -35,26 +32,6 @@ def nouns_for(folders: Sequence[Path], nouns: Sequence[str], method: str) -> lis
             "or write the word into noun.txt beside the pictures"
         )
     return found
-
-
-def noun_in(folder: Path) -> str:
-    """What a folder says that it shows; "" where it does not.
-
-    Raises:
-        UserError: a file that should say so cannot be read.
-    """
-    for name in NOUN_FILES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-            noun = json.loads(text).get("noun", "") if path.suffix == ".json" else text
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read ({error}): mend it, or give --noun") from error
-        if str(noun).strip():
-            return str(noun).strip()
-    return ""
 
 
 def learn_several(

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from thisness.errors import ArtefactError
+from thisness.methods.coco_pairs import CocoPairs, YouTubeVISPairs, decoded, polygons
 from thisness.methods.ezigen import prepared
-from thisness.methods.ezigen_pairs import CocoPairs, YouTubeVISPairs, decoded, polygons
 
 RED, BLUE, GREY = (200, 20, 20), (20, 20, 200), (90, 90, 90)
 

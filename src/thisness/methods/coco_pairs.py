@@ -1,4 +1,4 @@
-"""Pairs that EZIGen learns from, out of COCO and YouTube-VIS, for those who have them.
+"""Pairs to learn from out of COCO and YouTube-VIS, for those who have them.
 
     COCO           objects of a picture are read, the same picture is drawn            `CocoPairs`
     YouTube-VIS    a thing in one frame is read, it is drawn in another frame          `YouTubeVISPairs`
@@ -11,7 +11,7 @@ what is read, not squeezed; without objects a picture is left out, not read as b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,32 +20,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import ArtefactError
-from ..files import inside, read_json
-from ..images import fit_square, load_image
+from ..files import inside, read_json, sha256
+from ..images import load_image
+from .pairs import Pair, made_pair, signature_of
 from .templates import OBJECT
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """What is read, and what is drawn.
-
-    Attributes:
-        subjects: each alone before white, square.
-        nouns: of each.
-        picture: square, of the same side.
-        mask: (side, side) float32 in [0, 1], all subjects in it.
-        caption: of the picture.
-        source: file of the picture.
-        frames: numbers of the frames that are read and drawn; () where there is one picture.
-    """
-
-    subjects: tuple[Image.Image, ...]
-    nouns: tuple[str, ...]
-    picture: Image.Image
-    mask: np.ndarray
-    caption: str
-    source: str
-    frames: tuple[int, ...] = ()
 
 
 class CocoPairs:
@@ -64,13 +42,16 @@ class CocoPairs:
             cannot be used when it is read.
     """
 
+    varied, same = False, True
+
     def __init__(
         self, annotations: str | Path, pictures: str | Path, captions: str | Path | None = None, *, size: int = 512,
         least: int = 1000, most: int = 4,
     ) -> None:  # fmt: skip
-        self.folder, self.size, self.most = Path(pictures), size, most
+        self.folder, self.size, self.most, self.name = Path(pictures), size, most, f"coco:{annotations}"
+        self._files, self._least = [Path(each) for each in (annotations, captions) if each is not None], least
         data = _opened(annotations, ("images", "annotations", "categories"), "COCO's instances")
-        self.nouns = _nouns(data, annotations)
+        self.nouns, self.categories = _nouns(data, annotations)
         images = {int(each["id"]): each for each in _entries(data, "images", _IMAGE, annotations)}
         objects: dict[int, list[dict[str, Any]]] = {}
         for each in _entries(data, "annotations", ("image_id", "category_id", "segmentation", "area"), annotations):
@@ -91,6 +72,15 @@ class CocoPairs:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @cached_property
+    def signature(self) -> str:
+        """Over the files of annotations and captions, and what is taken of them."""
+        return signature_of("coco", [sha256(each) for each in self._files], self._least, self.most)
+
+    def draw(self, index: int, seed: int) -> Pair:
+        """The same as `self[index]`, whatever the seed."""
+        return self[index]
+
     def __getitem__(self, index: int) -> Pair:
         entry, objects = self.rows[index]
         shape = (int(entry["height"]), int(entry["width"]))
@@ -101,7 +91,10 @@ class CocoPairs:
             raise ArtefactError(f"{entry['file_name']}: the masks of all its objects are empty")
         nouns = tuple(self.nouns[each["category_id"]] for each, _ in found)
         caption = self.captions.get(int(entry["id"])) or "a photo of " + " and ".join(f"a {noun}" for noun in nouns)
-        return _pair(image, [(image, mask) for _, mask in found], nouns, caption, self.size, entry["file_name"])
+        return made_pair(
+            image, [(image, mask) for _, mask in found], nouns, caption, self.size, entry["file_name"],
+            categories=tuple(self.categories[each["category_id"]] for each, _ in found),
+        )  # fmt: skip
 
 
 class YouTubeVISPairs:
@@ -118,12 +111,15 @@ class YouTubeVISPairs:
         ArtefactError: as `CocoPairs`.
     """
 
+    varied, same = True, False
+
     def __init__(
         self, annotations: str | Path, frames: str | Path, *, size: int = 512, least: int = 1000, apart: float = 1 / 8
     ) -> None:
-        self.folder, self.size = Path(frames), size
+        self.folder, self.size, self.name = Path(frames), size, f"youtube-vis:{annotations}"
+        self._file, self._taken = Path(annotations), (least, apart)
         data = _opened(annotations, ("videos", "annotations", "categories"), "YouTube-VIS's instances")
-        self.nouns = _nouns(data, annotations)
+        self.nouns, self.categories = _nouns(data, annotations)
         needed = ("file_names", "height", "width")
         videos = {int(each["id"]): each for each in _entries(data, "videos", needed, annotations)}
         self.rows: list[tuple[dict[str, Any], dict[str, Any], list[tuple[int, int]]]] = []
@@ -152,6 +148,11 @@ class YouTubeVISPairs:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @cached_property
+    def signature(self) -> str:
+        """Over the file of annotations, and what is taken of it."""
+        return signature_of("youtube-vis", sha256(self._file), self._taken)
+
     def __getitem__(self, index: int) -> Pair:
         return self.draw(index, 0)
 
@@ -170,8 +171,10 @@ class YouTubeVISPairs:
         noun = self.nouns[thing["category_id"]]
         caption = choice.choice(OBJECT).replace("{subject}", noun)
         (_, (image, mask)) = shown
-        pair = _pair(image, shown[:1], (noun,), caption, self.size, video["file_names"][frames[1]], [mask])
-        return Pair(**{**vars(pair), "frames": frames})
+        return made_pair(
+            image, shown[:1], (noun,), caption, self.size, video["file_names"][frames[1]], drawn=[mask], frames=frames,
+            categories=(self.categories[thing["category_id"]],),
+        )  # fmt: skip
 
 
 def decoded(told: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
@@ -241,20 +244,6 @@ def _mask(told: Any, shape: tuple[int, int], what: str) -> np.ndarray:
         raise ArtefactError(f"{what}: the segmentation is neither outlines nor run lengths") from None
 
 
-def _pair(
-    image: Image.Image, read: Sequence[tuple[Image.Image, np.ndarray]], nouns: tuple[str, ...], caption: str, size: int,
-    source: str, drawn: Sequence[np.ndarray] | None = None,
-) -> Pair:  # fmt: skip
-    """read: pictures and masks of what is read; drawn: masks in `image`, those of what is read by default."""
-    from .ezigen import prepared
-
-    masks = drawn if drawn is not None else [mask for _, mask in read]
-    picture, mask = fit_square(image, size, np.maximum.reduce(list(masks)))
-    assert mask is not None
-    subjects = tuple(prepared(shown, cover, size)[0] for shown, cover in read)
-    return Pair(subjects, nouns, picture, mask, caption, source)
-
-
 _IMAGE = ("file_name", "height", "width")
 
 
@@ -284,10 +273,12 @@ def _entries(data: Mapping[str, Any], name: str, needed: Sequence[str], path: st
         yield each
 
 
-def _nouns(data: Mapping[str, Any], path: str | Path) -> dict[int, str]:
+def _nouns(data: Mapping[str, Any], path: str | Path) -> tuple[dict[int, str], dict[int, str]]:
+    """Names of the categories by their ids, and of what is above each, "" where it is not said."""
     try:
-        return {int(each["id"]): str(each["name"]).replace("_", " ") for each in data["categories"]}
-    except (KeyError, TypeError, ValueError):
+        names = {int(each["id"]): str(each["name"]).replace("_", " ") for each in data["categories"]}
+        return names, {int(each["id"]): str(each.get("supercategory") or "") for each in data["categories"]}
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise ArtefactError(f"{path}: a category has no id or no name") from None
 
 
