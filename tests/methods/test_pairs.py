@@ -3,34 +3,15 @@
 import numpy as np
 import pytest
 from PIL import Image
+from things import THINGS, draw_thing, draw_things
 
 from thisness.errors import ArtefactError, ConfigurationError, ImageError, UserError
 from thisness.methods.pairs import FolderPairs, open_pairs
 
-THINGS = {"rex": ((200, 20, 20), "dog"), "mug": ((20, 20, 200), "cup")}
-
-
-def draw_thing(folder, colour, count=3, noun="", masks=True, size=(40, 30)):
-    """Pictures 0.png ...: a square of the thing's colour, before a grey that says which picture it is."""
-    folder.mkdir(parents=True)
-    for n in range(count):
-        pixels = np.full((size[1], size[0], 3), 80 + 20 * n, np.uint8)
-        mask = np.zeros((size[1], size[0]), np.uint8)
-        mask[8:20, 6 + 3 * n : 18 + 3 * n] = 255
-        pixels[mask > 0] = colour
-        Image.fromarray(pixels).save(folder / f"{n}.png")
-        if masks:
-            Image.fromarray(mask).save(folder / f"{n}_mask.png")
-    if noun:
-        (folder / "noun.txt").write_text(noun)
-    return folder
-
 
 @pytest.fixture
 def things(tmp_path):
-    for name, (colour, noun) in THINGS.items():
-        draw_thing(tmp_path / "things" / name, colour, noun=noun)
-    return tmp_path / "things"
+    return draw_things(tmp_path / "things")
 
 
 def near(pixels, colour, tolerance=20):

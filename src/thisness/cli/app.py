@@ -50,10 +50,12 @@ def build(words: Sequence[str] = ()) -> TyperGroup:
     from thisness.cli.learn import learn
     from thisness.cli.masks import masks
     from thisness.cli.sweep import sweep
+    from thisness.cli.train import train
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_callback)
-    for function in (demo, generate, edit, learn, compare, sweep, attention, inspect, export, convert, masks, doctor):
+    plain = (demo, generate, edit, learn, train, compare, sweep, attention, inspect, export, convert, masks, doctor)
+    for function in plain:
         app.command(function.__name__, no_args_is_help=function is not demo)(function)
     for name, help_text in _GROUPS.items():
         if name in words:

@@ -10,7 +10,7 @@ import typer
 
 from thisness.cli.options import program
 from thisness.errors import UserError, raise_all
-from thisness.nouns import noun_in
+from thisness.sources import noun_in
 
 
 def nouns_for(folders: Sequence[Path], nouns: Sequence[str], method: str) -> list[str]:

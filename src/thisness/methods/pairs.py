@@ -24,15 +24,9 @@ from PIL import Image
 from ..errors import ArtefactError, ConfigurationError, UserError, nearest, raise_all
 from ..files import listed
 from ..images import fit_square
-from ..nouns import noun_in
+from ..sources import FOLDERS, FORMS, noun_in
 from ..subject import PICTURES, Subject, checked_noun, find_pictures
 from .templates import OBJECT
-
-FORMS = {
-    "coco": "coco:INSTANCES.json,PICTURES[,CAPTIONS.json]",
-    "youtube-vis": "youtube-vis:INSTANCES.json,FRAMES",
-    "folders": "a folder with a folder of pictures for each thing",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +90,7 @@ class FolderPairs:
 
     Args:
         folder: with a folder for each thing; or the pictures of one thing.
-        noun: what kind of thing all of them are; "" for what each folder says (`nouns.noun_in`).
+        noun: what kind of thing all of them are; "" for what each folder says (`sources.noun_in`).
         size: side in pixels.
         masks: whether each picture must have one.
 
@@ -148,9 +142,10 @@ class FolderPairs:
         self.nouns = [checked_noun(each) for each in nouns]
         bare = [file for _, pictures in found for file, mask in pictures if mask is None and not _has_alpha(file)]
         if masks and bare:
+            names = listed(str(file.relative_to(self.folder)) for file in bare)
             raise ArtefactError(
-                f"{listed(str(file.relative_to(self.folder)) for file in bare)}: no mask (NAME_mask.png beside "
-                "NAME.png, or transparency), so nobody knows what is to be read: thisness masks makes them"
+                f"{folder}: {names}: no mask (NAME_mask.png beside NAME.png, or transparency), so nobody knows what is "
+                "to be read: thisness masks makes them"
             )
         self.things = [[file for file, _ in pictures] for _, pictures in found]
 
@@ -168,7 +163,7 @@ class FolderPairs:
             for path in sorted(each for each in files[0].parent.iterdir() if each.is_file()):
                 stat = path.stat()
                 told.append((noun, str(path.relative_to(self.folder)), stat.st_size, stat.st_mtime_ns))
-        return signature_of("folders", told, self.masks)
+        return signature_of(FOLDERS, told, self.masks)
 
     def draw(self, index: int, seed: int) -> Pair:
         """A pair of pictures of a thing, and a sentence where there is none beside the picture, that the seed decides.
@@ -218,7 +213,7 @@ def open_pairs(
 
     if form not in FORMS:
         raise ConfigurationError(f"no form of data {form!r}{nearest(form, FORMS)}: known are {', '.join(FORMS)}")
-    counts = {"coco": (2, 3), "youtube-vis": (2,), "folders": (1,)}[form]
+    counts = {"coco": (2, 3), "youtube-vis": (2,), FOLDERS: (1,)}[form]
     if len(parts) not in counts:
         raise ConfigurationError(f"{form}: {len(parts)} parts: expected {FORMS[form]}")
     if form == "coco":
