@@ -373,6 +373,10 @@ class FlowTraining:
             raise ConfigurationError("a batch needs Redux tokens; or pictures, and the training Redux")
         return self.redux.tokens(batch.pictures).to(self.base.device)
 
+    def check(self, sentence: str, name: str) -> None:
+        """Raises: PromptError: the name is not in the sentence, or both are too long with S*."""
+        self._tokenized(sentence, name)
+
     def _tokenized(self, text: str, name: str) -> tuple[tuple[int, ...], tuple[int, ...], list[int], list[int]]:
         """T5's and CLIP's tokens, where S* is, and the concept's rows; sentences come again, so they are kept."""
         if (text, name) in self._tokens:

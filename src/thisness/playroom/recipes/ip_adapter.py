@@ -15,18 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...attention import Context, ImageTokens, Intervention, Site, Where, attached, probabilities
+from ...attention import ImageTokens
 from ...bases import Base
 from ...conditioning import encode
-from ...files import save_tensors, write_json
 from ...methods.image_encoders import EMBEDDED, open_encoder
-from ...methods.ip_adapter import ImageProjection, Resampler, projections
+from ...methods.ip_adapter_training import (
+    TOKENS,
+    Batch,
+    IPAdapterTraining,
+    drops,
+    make_adapter,
+    save_weights,
+    without,
+)
 from ...methods.ip_adapter_weights import encoded, encoder_signature
-from ...training.diffusion import cumulative_alphas, noised, target
 from ...training.loop import LoopConfig, Task
 from ..captions import ATTRIBUTES, OFTEN, caption
 from ..data import PlayroomData
-from ..models import LATENT_SIZE
 from .common import draw, picture_grid
 from .unet import sample_timesteps
 
@@ -45,60 +50,10 @@ IP_ADAPTER = LoopConfig(
     seed=13,
     preview_every=400,
 )
-TOKENS = {"ip-adapter": 4, "ip-adapter-plus": 16}
-WIDTH, HEADS = 64, 1  # of the resampler; its depth is the published one, which diffusers' loader takes for granted
-DROP = 0.05  # each: the picture, the text, both
+WIDTH = 64  # of the resampler, one head; its depth is the published one, which diffusers' loader takes for granted
 SUBJECT_WEIGHT = 1.5
 MENTION = {**OFTEN, "pose": 0.5}
 SHOWN = 8  # toys of a preview
-
-
-def make_adapter(method: str, base: Base, vision: Any) -> nn.ModuleDict:
-    """What is trained; its names are those of the published files.
-
-    Args:
-        method: "ip-adapter" or "ip-adapter-plus".
-        base: whose keys and values the adapter's begin as.
-        vision: the image encoder.
-    """
-    width, tokens = base.denoiser.config.cross_attention_dim, TOKENS[method]
-    if method == "ip-adapter":
-        image: nn.Module = ImageProjection(vision.config.projection_dim, width, tokens)
-    else:
-        image = Resampler(vision.config.hidden_size, WIDTH, width, tokens, heads=HEADS)
-    layers = nn.ModuleDict()
-    for k, name in projections(base).items():
-        attn, pair = base.denoiser.get_submodule(name), nn.ModuleDict()
-        for part in "kv":
-            weight = attn.get_submodule(f"to_{part}").weight.detach()
-            pair[f"to_{part}_ip"] = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            pair[f"to_{part}_ip"].load_state_dict({"weight": weight.clone()})
-        layers[k] = pair
-    return nn.ModuleDict({"image_proj": image, "ip_adapter": layers})
-
-
-class TrainedTokens(Intervention):
-    """As `ImageTokens` at scale 1, with tokens for each row and gradients, by plain attention."""
-
-    where = Where(kinds=("cross",))
-
-    def __init__(self, adapter: nn.ModuleDict, sites: dict[str, str], tokens: Tensor) -> None:
-        """sites: numbers in the adapter by name of the site; tokens: (B, M, width)."""
-        self.adapter, self.sites, self.tokens = adapter, sites, tokens
-
-    def extra(self, site: Site, attn: nn.Module, q: Tensor, out: Tensor, context: Context) -> Tensor:
-        pair: Any = self.adapter["ip_adapter"][self.sites[site.name]]  # type: ignore[index]
-        k, v = (
-            to(self.tokens).unflatten(-1, (q.shape[1], -1)).transpose(1, 2) for to in (pair["to_k_ip"], pair["to_v_ip"])
-        )
-        return out + probabilities(q, k, None).to(v.dtype) @ v
-
-
-def drops(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which rows lose the picture and which the text, (count,) of bool: 5 % one, 5 % the other, 5 % both."""
-    drawn = torch.rand(count, generator=rng)
-    both = (drawn >= 2 * DROP) & (drawn < 3 * DROP)
-    return (drawn < DROP) | both, ((drawn >= DROP) & (drawn < 2 * DROP)) | both
 
 
 class IPAdapterTask(Task):
@@ -116,10 +71,9 @@ class IPAdapterTask(Task):
         base.denoiser.requires_grad_(False).set_attn_processor(AttnProcessor())  # its backward is faster on a CPU
         self.vision, _ = open_encoder(EMBEDDED)
         torch.manual_seed(IP_ADAPTER.seed)
-        self.adapter = make_adapter(method, base, self.vision)
-        self.reads = str(self.adapter["image_proj"].reads)
-        self.sites = {name: k for k, name in projections(base).items()}
-        self.alphas = cumulative_alphas(base.scheduler)
+        self.adapter = make_adapter(method, base, self.vision, TOKENS[method], WIDTH)
+        self.training = IPAdapterTraining(base, self.adapter, SUBJECT_WEIGHT, sample_timesteps)
+        self.reads, self.sites = self.training.reads, self.training.sites
 
     def modules(self) -> dict[str, nn.Module]:
         return {"adapter": self.adapter}
@@ -130,7 +84,6 @@ class IPAdapterTask(Task):
     def on_start(self, device: torch.device) -> None:
         self.base.to(device)
         self.vision.to(device)
-        self.alphas = self.alphas.to(device)
 
     def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         device = self.base.device
@@ -142,20 +95,10 @@ class IPAdapterTask(Task):
             for row, drop in zip(rows, no_text, strict=True)
         ]
         clean = torch.from_numpy(self.latents[rows]).float() * self.base.vae.config.scaling_factor
-        noise, t = torch.randn(clean.shape, generator=rng), sample_timesteps(len(rows), rng).to(device)
-        clean, noise, alpha = clean.to(device), noise.to(device), self.alphas[t]
-        mask = torch.from_numpy(self.data.masks[rows].max(1)).float().to(device)[:, None] / 255
-        weight = 1 + SUBJECT_WEIGHT * nn.functional.adaptive_avg_pool2d(mask, LATENT_SIZE)
         with torch.no_grad():
-            text = encode(self.base, sentences)
             features, null = encoded(self.vision, self.data.pictures(rows).to(device), self.reads)
-            dropped = no_picture.to(device).view(-1, *[1] * (features.ndim - 1))
-            features = torch.where(dropped, null, features)
-        acting = TrainedTokens(self.adapter, self.sites, self.adapter["image_proj"](features))
-        with attached(self.base.denoiser, acting):
-            prediction = self.base.predict(noised(clean, noise, alpha), t, text)
-        wanted = target(clean, noise, alpha, self.base.prediction_type)
-        return {"loss": ((prediction.float() - wanted) ** 2 * weight).mean() / weight.mean()}
+        mask = torch.from_numpy(self.data.masks[rows].max(1)).float()[:, None] / 255
+        return self.training.loss(Batch(clean, sentences, without(features, null, no_picture), mask), rng)
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
@@ -185,10 +128,5 @@ class IPAdapterTask(Task):
     def save(self, folder: Path) -> None:
         """config.json and model.safetensors with the averaged weights in half precision."""
         adapter: Any = self.ema.get("adapter", self.adapter)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().half().cpu() for name, tensor in adapter.state_dict().items()}
-        save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         encoder = {"name": EMBEDDED, "signature": encoder_signature()}
-        base = {"base": self.base.signature, "base_name": self.base.name}
-        config = {"method": self.name, **base, "image_encoder": encoder, "tokens": TOKENS[self.name]}
-        write_json(folder / "config.json", config)
+        save_weights(folder, self.name, self.base, adapter, encoder)
