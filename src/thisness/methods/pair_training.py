@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bases import Base
+from ..bases import FLOW, Base
 from ..errors import ArtefactError, ConfigurationError, ThisnessError, UserError, nearest
 from ..files import (
     cache_root,
@@ -39,6 +39,7 @@ from ..prompt import FilledPrompt
 from ..recipe import build_settings
 from ..training.loop import LoopConfig, Task, train
 from ..training.optimizers import check_optimizer
+from ..training.parallel import Parallel
 from ..training.tracking import Curves
 from .pairs import Pair, Pairs, signature_of
 from .registry import LOCK, Stopped, tidy
@@ -56,7 +57,7 @@ TRAININGS = {
 }
 """Module and class by method."""
 RESULT = "training.json"
-LARGEST = 512  # side of the pictures in pixels unless told otherwise
+LARGEST = 512  # side of the pictures in pixels for FLUX unless told otherwise
 SHOWN = 4  # held-out pairs in a preview
 TRIES = 10  # pairs in a row that cannot be used before a training gives up
 _NO_INFLUENCE = ("checkpoint_seconds", "preview_every", "tracker", "cache_gb", "held_out_pairs")
@@ -80,7 +81,7 @@ class PairSettings:
     ema: float | None = setting(None, "decay of a running mean of what is trained, which is kept then; none: none")
     accumulate: int = setting(1, "batches summed up for one update")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "of the computation; what is trained is always fp32")
-    size: int = setting(0, "side of the pictures in pixels; the base's by default, up to 512")
+    size: int = setting(0, "side of the pictures in pixels; the base's by default, for FLUX up to 512")
     subject_weight: float = setting(2.0, "added to the weight of the loss inside of the subject's mask; 0: all alike")
     variants: int = setting(8, "pairs that are drawn of a thing that has many; 0: always new ones, and nothing is kept")
     held_out: float = setting(0.02, "share of each data source that is not learned from; the gap is measured on it")
@@ -219,7 +220,7 @@ def training_named(method: str) -> type[PairTraining]:
 
 def picture_size(base: Base, settings: PairSettings) -> int:
     """Side of the pictures in pixels."""
-    return settings.size or min(LARGEST, base.resolution)
+    return settings.size or (min(LARGEST, base.resolution) if base.prediction_type == FLOW else base.resolution)
 
 
 def base_latents(base: Base, image: Image) -> Tensor:
@@ -462,9 +463,10 @@ def train_adapter(
     check_replaceable(folder)
     if folder.is_dir() and any(folder.iterdir()):
         tell(f"{folder} holds something else: it is replaced")
-    place = folder.with_name(folder.name + ".training")
+    place, parallel = folder.with_name(folder.name + ".training"), Parallel()
     with ExitStack() as stack:
-        stack.enter_context(_alone_in(place))
+        if parallel.first:
+            stack.enter_context(_alone_in(place))
         stack.enter_context(frozen(base))
         training = chosen(method, base, full)
         training.check_data(data)
@@ -485,14 +487,16 @@ def train_adapter(
                 f"stopped by {result.stopped_by} at step {result.steps} of {full.steps}: the same command goes on from "
                 "there"
             )
-        with directory(folder) as building:
-            training.save(building, task.averaged())
-            write_json(building / RESULT, wanted)
-            if (place / "log.jsonl").is_file():
+        if parallel.first:
+            with directory(folder) as building:
+                training.save(building, task.averaged())
+                write_json(building / RESULT, wanted)
                 shutil.copyfile(place / "log.jsonl", building / "log.jsonl")
-            if (place / "previews").is_dir():
-                shutil.copytree(place / "previews", building / "previews")
-        tidy(place)
+                for name in ("previews", "tensorboard"):
+                    if (place / name).is_dir():
+                        shutil.copytree(place / name, building / name)
+            tidy(place)
+        parallel.wait()
     return folder
 
 
