@@ -144,7 +144,7 @@ def test_sources_are_drawn_from_alike_and_rows_are_the_encoded_pairs(base, data,
 
     with torch.no_grad():
         wanted = base.encode_images(to_tensor(pair.picture)[None])[0]
-    assert torch.equal(row.tensors["target"], wanted.half()) and row.caption == pair.caption
+    assert torch.equal(row.tensors["target"], wanted.half().float()) and row.caption == pair.caption
     again = Rows(base, task.training, data, task.options, tmp_path / "cache")
     again.decide()
     (tmp_path / "things" / "rex" / "0.png").rename(tmp_path / "moved.png")  # what is kept needs no picture
@@ -213,3 +213,26 @@ def test_what_cannot_be_trained_is_said(base, data, tmp_path):
     with pytest.raises(ConfigurationError, match="multiple of"):
         train_adapter("ezigen", data, base, folder=tmp_path / "x", progress=False, **FEW | {"size": 15})
     assert not (tmp_path / "x").exists() and not (tmp_path / "x.training").exists()
+
+
+@pytest.mark.parametrize("method", ["ezigen", "ip-adapter", "ominicontrol", "aligngen"])
+def test_a_base_in_bfloat16_is_trained_for(tmp_path, method):
+    """What is trained is float32, and moves; other types and mixtures are refused in one line."""
+    import tiny_flux
+
+    made = tiny.base() if method in ("ezigen", "ip-adapter") else tiny_flux.base(length=40)
+    half = made.to(dtype=torch.bfloat16)
+    more = {"image_encoder": tiny.clip_folder()} if method == "ip-adapter" else {}
+    if method == "aligngen":
+        more = {"redux": str(tiny_flux.redux_folder(tmp_path / "redux"))}
+    for n in range(4):
+        draw_thing(tmp_path / "things" / f"thing-{n}", (50 * n, 90, 90), noun="dog")
+    data, given = [FolderPairs(tmp_path / "things")], FEW | more | {"lr": 0.01}
+    train_adapter(method, data, half, folder=tmp_path / "mine", progress=False, **given | {"preview_every": 3})
+    training = training_named(method)(method, half, training_named(method).Settings(**given))
+    assert all(p.dtype == torch.float32 for m in training.modules().values() for p in m.parameters())
+    assert half.dtype == torch.bfloat16 and list((tmp_path / "mine" / "previews").glob("*.png"))
+    with pytest.raises(ConfigurationError, match=r"is in bfloat16, with precision=fp32: give --dtype float32"):
+        train_adapter(method, data, half, folder=tmp_path / "x", progress=False, **given | {"precision": "fp32"})
+    with pytest.raises(ConfigurationError, match=r"is in float16"):
+        train_adapter(method, data, half.to(dtype=torch.float16), folder=tmp_path / "x", progress=False, **given)

@@ -129,7 +129,7 @@ class Row:
     """A pair as a method reads it.
 
     Attributes:
-        tensors: what the method's `encode` gave, half precision, on the CPU.
+        tensors: what the method's `encode` gave, rounded to half precision; float32, on the CPU.
         nouns, categories, caption: of the pair.
     """
 
@@ -277,7 +277,7 @@ class Rows:
         sizes = []
         for source in range(len(self.data)):
             row = self.usable(source, range(len(self.data[source])), 0, 0)
-            sizes.append(sum(each.numel() * each.element_size() for each in row.tensors.values()))
+            sizes.append(sum(2 * each.numel() for each in row.tensors.values()))
         counts = [len(self.data[n]) * self.variants(n) for n in range(len(self.data))]
         asked = settings.steps * settings.batch_size * settings.accumulate / len(self.data)
         needed = sum(min(count, asked) * size for count, size in zip(counts, sizes, strict=True)) / 1e9
@@ -317,8 +317,9 @@ class Rows:
         pair = self.data[source].draw(index, variant)
         self.base.tokenize(FilledPrompt.plain(pair.caption))
         categories = pair.categories or ("",) * len(pair.nouns)
-        tensors = {name: each.half().cpu().contiguous() for name, each in self.training.encode(pair).items()}
-        row = Row(tensors, pair.nouns, categories, pair.caption)
+        with torch.no_grad(), torch.autocast(self.base.device.type, enabled=False):  # the same wherever it is asked for
+            tensors = {name: each.half().cpu().contiguous() for name, each in self.training.encode(pair).items()}
+        row = Row(_widened(tensors), pair.nouns, categories, pair.caption)
         if self.kept:
             told = {"nouns": row.nouns, "categories": row.categories, "caption": row.caption}
             save_tensors(path, tensors, {"pair": json.dumps(told)})
@@ -328,7 +329,11 @@ class Rows:
 class PairTask(Task):
     """Rows of all sources, each as likely, for the project's one loop."""
 
-    def __init__(self, method: str, base: Base, training: PairTraining, rows: Rows, settings: PairSettings) -> None:
+    def __init__(
+        self, method: str, base: Base, training: PairTraining, rows: Rows, settings: PairSettings,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:  # fmt: skip
+        self.precision = precision
         self.name, self.base, self.training, self.rows, self.options = (
             f"training {method}",
             base,
@@ -378,24 +383,31 @@ class PairTask(Task):
         """The gap on held-out rows, and a sheet of some of them."""
         from ..images import save_png, sheet
 
-        rows, modules = self.looked_at(), self.averaged()
+        rows = self.looked_at()
         if not rows:
             return {}
-        size = max(self.batch_size, 2)
-        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
-        if len(parts[-1]) < 2:
-            parts[-2:] = [parts[-2] + parts[-1]]
-        measured = [self.training.gap(part, torch.Generator().manual_seed(n), modules) for n, part in enumerate(parts)]
-        counts = [len(part) for part in parts]
-        numbers = {
-            name: sum(each[name] * count for each, count in zip(measured, counts, strict=True)) / len(rows)
-            for name in measured[0]
-        }
-        made = self.training.pictures(rows[:SHOWN], modules)
+        low = self.precision == "bf16"
+        with torch.autocast(self.base.device.type, torch.bfloat16) if low else nullcontext():
+            numbers, made = self.measured(rows), self.training.pictures(rows[:SHOWN], self.averaged())
         captions = [row.caption for row in rows[:SHOWN]]
         page = sheet(made, title=f"{self.name}, step {step}: read, given, drawn", row_labels=captions, tile=256)
         save_png(page, folder / f"step-{step:06d}.png")
         return numbers
+
+    def measured(self, rows: Sequence[Row]) -> dict[str, float]:
+        """The method's numbers, batch by batch; means over the rows."""
+        size = max(self.batch_size, 2)
+        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+        if len(parts[-1]) < 2:
+            parts[-2:] = [[*parts[-2], *parts[-1]]]
+        found = [
+            self.training.gap(part, torch.Generator().manual_seed(n), self.averaged()) for n, part in enumerate(parts)
+        ]
+        sizes = [len(part) for part in parts]
+        return {
+            name: sum(each[name] * count for each, count in zip(found, sizes, strict=True)) / len(rows)
+            for name in found[0]
+        }
 
     def averaged(self) -> dict[str, nn.Module]:
         """What would be kept now."""
@@ -452,6 +464,7 @@ def train_adapter(
     full: PairSettings = build_settings(settings, chosen.Settings, method)
     chosen.check(method, base)
     check_optimizer(full.optimizer, base.device)
+    precision = _precision(full, base)
     folder, tell = Path(folder), say or (lambda line: None)
     size = picture_size(base, full)
     base.latent_shape(size, size)
@@ -472,12 +485,12 @@ def train_adapter(
         training.check_data(data)
         rows = Rows(base, training, data, full, cache_root() / "pairs")
         tell(rows.decide())
-        task = PairTask(method, base, training, rows, full)
+        task = PairTask(method, base, training, rows, full, precision)
         if full.preview_every and sum(map(len, task.held_out)) < 2:
             tell("too few things to hold any out: there are no previews, and the gap is not measured")
         stack.enter_context(prepared_for_training(base))
         stack.enter_context(training.attached())
-        config = full.loop(precision_for(full.precision, base.device))
+        config = full.loop(precision)
         result = train(task, config, place, resume=resume, progress=progress, stop_after=stop_after, device=base.device)
         if rows.unusable:
             first = next(iter(rows.unusable.values()))
@@ -551,6 +564,22 @@ def _split(count: int, share: float) -> tuple[list[int], list[int]]:
     return sorted(order[held:]), order[:held]
 
 
+def _precision(settings: PairSettings, base: Base) -> Literal["fp32", "bf16"]:
+    """Of the computation; a base in bfloat16 wants it, too.
+
+    Raises:
+        ConfigurationError: the base's own does not go with what is asked.
+    """
+    if base.dtype == torch.float32:
+        return precision_for(settings.precision, base.device)
+    if base.dtype != torch.bfloat16 or settings.precision == "fp32":
+        raise ConfigurationError(
+            f"{base.name!r} is in {str(base.dtype).removeprefix('torch.')}, with precision={settings.precision}: give "
+            "--dtype float32, or --dtype bfloat16 and precision auto or bf16"
+        )
+    return "bf16"
+
+
 def _done(folder: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the folder holds, whole, what a call with the same settings and data wrote."""
     path = folder / RESULT
@@ -568,7 +597,11 @@ def _loaded(path: Path) -> Row:
 
     with safe_open(path, "pt") as file:
         told = json.loads((file.metadata() or {})["pair"])
-    return Row(load_tensors(path), tuple(told["nouns"]), tuple(told["categories"]), str(told["caption"]))
+    return Row(_widened(load_tensors(path)), tuple(told["nouns"]), tuple(told["categories"]), str(told["caption"]))
+
+
+def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each.float() for name, each in tensors.items()}
 
 
 def _existing(folder: Path) -> Path:
