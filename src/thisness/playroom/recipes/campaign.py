@@ -271,20 +271,14 @@ def train_blip_diffusion(place: Workplace, steps: int | None = None, stop_after:
     return done
 
 
-def snapshot(place: Workplace) -> Path:
-    """The averaged UNet of the newest checkpoint of a training that still runs, as a diffusers folder.
-
-    Raises:
-        UserError: there is no checkpoint yet.
-    """
+def snapshot(place: Workplace) -> Path | None:
+    """The averaged UNet of the newest checkpoint of a training that still runs, as a diffusers folder; None without."""
     from ...training.checkpoint import load_newest
     from ..models import make_unet
 
     checkpoint, _ = load_newest(place.root / "unet")
     if checkpoint is None:
-        raise UserError(
-            f"no checkpoint of the UNet in {place.root}: thisness playroom train unet writes one every 5 minutes"
-        )
+        return None
     unet, prefix = make_unet(), "unet/"
     unet.load_state_dict(
         {k.removeprefix(prefix): v for k, v in checkpoint.tensors["average"].items() if k.startswith(prefix)}
@@ -294,35 +288,50 @@ def snapshot(place: Workplace) -> Path:
     return folder
 
 
-def assemble(place: Workplace, target: Path = WEIGHTS, unet: Path | None = None) -> None:
-    """Write `playroom-sd` and `judge` as fp16 safetensors that plain diffusers and transformers read in
-    fp32."""
+def assemble(place: Workplace, target: Path = WEIGHTS) -> None:
+    """Write what is trained as fp16 safetensors that plain diffusers and transformers read in fp32.
+
+    `playroom-sd` is written with the finished UNet, or with the averages of the newest checkpoint.
+
+    Raises:
+        UserError: nothing is trained yet.
+    """
+
+    def there(name: str) -> bool:
+        return (place.built(name) / "config.json").exists()
+
+    unet = place.built("unet") if there("unet") else snapshot(place)
+    if unet:
+        _assemble_stable_diffusion(Parts(place), unet, target / "playroom-sd")
+    if judge := there("judge"):
+        Reader.load(place.built("judge")).save(target / "judge")
+    names = ("clip", "identity", "elite", "blip-diffusion", "ezigen", "ip-adapter", "ip-adapter-plus", "finder")
+    shipped = [name for name in names if there(name)]
+    for name in shipped:
+        flux_campaign.ship(place.built(name), target / name)
+    if not any([unet, judge, shipped, flux_campaign.assemble(place, target)]):
+        raise UserError(f"nothing in {place.root} is trained yet: thisness playroom train all")
+
+
+def _assemble_stable_diffusion(parts: Parts, unet: Path, folder: Path) -> None:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-    parts = Parts(place)
     pipe = StableDiffusionPipeline(
         vae=parts.vae.half(),
         text_encoder=parts.text_encoder.half(),
         tokenizer=parts.tokenizer,
-        unet=UNet2DConditionModel.from_pretrained(unet or place.built("unet")).half(),
+        unet=UNet2DConditionModel.from_pretrained(unet).half(),
         scheduler=make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    folder = target / "playroom-sd"
     pipe.save_pretrained(folder)
     config = json.loads((folder / "text_encoder" / "config.json").read_text())
     config["dtype"] = (
         "float32"  # transformers would else load the text encoder in half precision, diffusers the rest in full
     )
     write_json(folder / "text_encoder" / "config.json", config)
-    if (place.built("judge") / "config.json").exists():
-        Reader.load(place.built("judge")).save(target / "judge")
-    for name in ("clip", "identity", "elite", "blip-diffusion", "ezigen", "ip-adapter", "ip-adapter-plus", "finder"):
-        if (place.built(name) / "config.json").exists():
-            flux_campaign.ship(place.built(name), target / name)
-    flux_campaign.assemble(place, target)
 
 
 STEPS: dict[str, Callable[..., bool]] = {
@@ -356,13 +365,13 @@ def run(
         steps: instead of the recipe's own number.
         stop_after: seconds after which training stops with a checkpoint (False is returned; the same call goes on
             later).
-        target: where `assemble` writes; while the UNet still trains, with the averages of its newest checkpoint.
+        target: where `assemble` writes what is trained.
 
     Returns:
         Whether everything asked for is finished.
 
     Raises:
-        UserError: an unknown name, or something that must be trained before.
+        UserError: an unknown name, something that must be trained before, or nothing to assemble.
     """
     torch.manual_seed(0)
     names = ORDER if what == "all" else ("teacher", "judge") if what == "reader" else (what,)
@@ -400,8 +409,7 @@ def run(
         elif name == "adopt":
             adopt(place)
         elif name == "assemble":
-            done = (place.built("unet") / "config.json").exists()
-            assemble(place, target, None if done else snapshot(place))
+            assemble(place, target)
         elif not STEPS[name](place, steps=steps, stop_after=stop_after):
             return False
     return True

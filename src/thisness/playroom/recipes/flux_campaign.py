@@ -191,15 +191,15 @@ def train_references(name: str, place: Workplace, steps: int | None = None, stop
     return done
 
 
-def assemble(place: Workplace, target: Path) -> None:
-    """Write `playroom-flux` as fp16 safetensors that plain diffusers reads in fp32, as far as it is trained."""
+def assemble(place: Workplace, target: Path) -> bool:
+    """Write `playroom-flux` as fp16 safetensors that plain diffusers reads in fp32; whether its transformer is there."""
     from diffusers import FluxPipeline
 
     from ..flux_models import make_flow_scheduler
 
     trained = [name for name in ("flux-guidance", "flux") if (place.built(name) / "config.json").exists()]
     if not trained:
-        return
+        return False
     parts = FluxParts(place)
     folder = target / FOLDER
     FluxPipeline(
@@ -217,6 +217,7 @@ def assemble(place: Workplace, target: Path) -> None:
     for name in ("redux", "ominicontrol", "aligngen"):
         if (place.built(name) / "config.json").exists():
             ship(place.built(name), target / name)
+    return True
 
 
 def ship(source: Path, target: Path) -> None:
