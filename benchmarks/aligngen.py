@@ -143,7 +143,7 @@ def train(root: Path, name: str, seed: int, steps: int, place: Any, stop_after: 
     from thisness.methods.aligngen_training import TrainingConfig
     from thisness.methods.redux import open_redux
     from thisness.playroom.recipes.cache import encoded
-    from thisness.playroom.recipes.references import REFERENCES, ReferenceTask
+    from thisness.playroom.recipes.references import REFERENCES, WHERE, ReferenceTask
     from thisness.training.loop import train as loop
 
     changes = dict(VARIANTS[name])
@@ -153,7 +153,7 @@ def train(root: Path, name: str, seed: int, steps: int, place: Any, stop_after: 
     latents = encoded("flux-latents", place, place.built("flux-vae"))
     task = ReferenceTask(
         "aligngen", base, open_redux(""), place.usual_data(), place.held_out_data(), latents,
-        TrainingConfig(**changes), seed=seed, names=names,
+        TrainingConfig(**WHERE | changes), seed=seed, names=names,
     )  # fmt: skip
     folder = root / "trained" / f"{name}-{seed}"
     config = replace(REFERENCES, steps=steps, seed=REFERENCES.seed + 1000 * seed, optimizer=optimizer)

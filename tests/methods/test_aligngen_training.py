@@ -57,13 +57,15 @@ def velocity(training, given, **more):
         return training.velocity(given, latents, times[: len(given.sentences)], **more)
 
 
-def test_the_loss_is_the_flow_loss_of_what_was_drawn(base):
-    given, training = batch(weights=torch.rand(3, 1, 16, 16)), FlowTraining(base, trained(base))
+@pytest.mark.parametrize("level", [0.0, 1.5])
+def test_the_loss_is_the_flow_loss_of_what_was_drawn(base, level):
+    given = batch(weights=torch.rand(3, 1, 16, 16))
+    training = FlowTraining(base, trained(base), TrainingConfig(level=level))
     with training.attached():
         found = training.loss(given, torch.Generator().manual_seed(4))
     rng = torch.Generator().manual_seed(4)
     dropped, _ = torch.rand(3, generator=rng) < 0.5, torch.rand(3, generator=rng)
-    times = torch.sigmoid(torch.randn(3, generator=rng))
+    times = torch.sigmoid(level + torch.randn(3, generator=rng))
     eps = torch.randn(3, 16, 16, 16, generator=rng)
     total = 0.0
     for at in range(3):

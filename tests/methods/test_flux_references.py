@@ -21,7 +21,7 @@ from thisness.methods.flux_references import (
     reference_ids,
     reference_modulation,
 )
-from thisness.methods.ominicontrol import shift_in_tokens
+from thisness.methods.ominicontrol import shift_in_tokens, shifted_ids
 
 JOINT = Where(kinds=("dual", "single"))
 TEXT, SIDE = 6, 4
@@ -91,6 +91,15 @@ def test_a_shift_of_plus_its_width_overlaps_wider_pictures(model):
     wrong = References([reference(columns=2, shift=(0, 2))], RowLora({}))
     with pytest.raises(ConfigurationError, match="stands at positions of the picture itself, 4 by 4 tokens"):
         run(model, wrong)
+
+
+def test_a_shift_of_the_index_leaves_places_as_they_are_and_never_overlaps():
+    noisy, ids = position_ids(8, 8), shifted_ids("index", 8, 8)
+    assert torch.equal(ids[:, 1:], noisy[:, 1:]) and not overlapping(noisy, ids)
+    assert not overlapping(position_ids(32, 64), shifted_ids("index", 16, 16, compact=2))
+    assert torch.equal(shifted_ids("-w", 4, 6), reference_ids(4, 6, (0, -6)))
+    with pytest.raises(ConfigurationError, match="expected -w, .w, -h, .h, index, or two numbers"):
+        shifted_ids("indices", 4, 4)
 
 
 def test_compact_references_stand_in_the_middle_of_what_they_stand_for():

@@ -27,13 +27,13 @@ from thisness.playroom.flux_models import (
     make_transformer,
 )
 from thisness.playroom.recipes.common import WEIGHTS
-from thisness.playroom.recipes.references import ReferenceTask
+from thisness.playroom.recipes.references import UNUSUAL, ReferenceTask
 from thisness.playroom.render import render
-from thisness.playroom.world import random_scene
+from thisness.playroom.world import USUAL_LOOKS, random_scene
 from thisness.sampling import SamplingOptions
 from thisness.subject import Subject
 
-ROWS = 16
+ROWS = 52  # the 13th toy looks unusual
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,18 @@ def test_pairs_are_of_one_toy_and_named_as_asked(base, redux, data, monkeypatch)
     assert not torch.equal(batch.targets, batch.references)
     assert batch.weights.shape == (2, 1, 16, 16) and float(batch.weights.max()) > 1.5 > float(batch.weights.min())
     assert batch.redux.shape == (2, 81, 128)
+
+
+def test_toys_that_do_not_look_as_usual_come_more_often(base, redux, data, monkeypatch):
+    made = task("ominicontrol", base, redux, data)
+    made.batch_size = 400
+    drawn: list[int] = []
+    monkeypatch.setattr(PlayroomData, "pictures", lambda self, rows: drawn.extend(int(row) // 4 for row in rows))
+    monkeypatch.setattr(made, "tokens", lambda pictures: None)
+    monkeypatch.setattr(made.training, "loss", lambda batch, rng: {})
+    made.loss(0, torch.Generator().manual_seed(0))
+    unusual = {n for n in made.toys if (who := data.scene(4 * n).subject.identity).colour != USUAL_LOOKS[who.noun][0]}
+    share = len(unusual) / len(made.toys)
+    assert 0 < share < 1
+    found = sum(toy in unusual for toy in drawn) / len(drawn)
+    assert found == pytest.approx(UNUSUAL + (1 - UNUSUAL) * share, abs=0.1)

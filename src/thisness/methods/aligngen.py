@@ -42,7 +42,7 @@ from .aligngen_parts import (
     states_with_star,
 )
 from .aligngen_references import ConceptSpans, SelectiveReferences
-from .flux_references import Reference, RowLora, installed_on, reference_ids
+from .flux_references import Reference, RowLora, installed_on
 from .ip_adapter import Background, shown
 from .ominicontrol import (
     FILE,
@@ -52,7 +52,7 @@ from .ominicontrol import (
     flux,
     open_lora,
     reference_latents,
-    shift_in_tokens,
+    shifted_ids,
 )
 from .redux import open_redux, standard_redux
 from .registry import register_method
@@ -381,7 +381,7 @@ class AlignGenHandler(OminiControlHandler):
         """The reference, and a black one in its place."""
         latents = read["latents"]
         rows, columns = (side // PATCH for side in latents.shape[-2:])
-        ids = reference_ids(rows, columns, shift_in_tokens(settings["shift"], rows, columns))
+        ids = shifted_ids(settings["shift"], rows, columns)
         kept = read["kept"].bool().cpu() if "kept" in read else torch.ones(len(ids), dtype=torch.bool)
         name, made = f"the reference of {concept.name!r}", []
         dark = latents
@@ -426,7 +426,7 @@ class AlignGen(ZeroShotMethod):
         latents = reference_latents(square, model, size)
         rows, columns = (side // PATCH for side in latents.shape[-2:])
         shift = shift_of(weights)
-        shift_in_tokens(shift, rows, columns)
+        shifted_ids(shift, rows, columns)
         own = asdict(settings) | has
         own |= {
             "signature": weights.signature,

@@ -11,7 +11,7 @@
 
 Per sample, AlignGen (2025), sections 3 and 4.1, and the official code of OminiControl:
 
-    x_t = (1 - t) x0 + t eps, t = sigmoid(n), n ~ N(0, 1); loss = mean || v(x_t, t) - (eps - x0) ||^2 on noisy rows
+    x_t = (1 - t) x0 + t eps, t = sigmoid(n), n ~ N(level, 1); loss = mean || v(x_t, t) - (eps - x0) ||^2 on noisy rows
     the reference's tokens are those of a black picture with probability `drop`; Redux tokens are always the true ones
 """
 
@@ -45,8 +45,8 @@ from .aligngen_parts import (
     states_with_star,
 )
 from .aligngen_references import SelectiveReferences
-from .flux_references import Mode, Reference, RowLora, fresh_lora, reference_ids
-from .ominicontrol import black_latents, reference_latents, shift_in_tokens
+from .flux_references import Mode, Reference, RowLora, fresh_lora
+from .ominicontrol import black_latents, reference_latents, shifted_ids
 from .zero_shot import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class TrainingConfig:
         mode: "joint" or "independent".
         drop: probability that a reference's tokens are those of a black picture.
         drop_text: probability that a sentence is empty.
-        shift, compact: where references stand (`shift_in_tokens`, `reference_ids`).
+        shift, compact: where references stand (`shifted_ids`).
+        level: mean of the logit of t; 0 in the papers.
         star, dem, selective: the three parts, which an ablation switches off. Without S* the module changes the first
             token of the name.
         replace_all: the module's outputs take the place of the name's tokens, too (figure 7).
@@ -82,6 +83,7 @@ class TrainingConfig:
     drop_text: float = 0.0
     shift: str = "-w"
     compact: int = 1
+    level: float = 0.0
     star: bool = True
     dem: bool = True
     selective: bool = True
@@ -283,7 +285,7 @@ class FlowTraining:
         config, base, count = self.config, self.base, len(batch.targets)
         dropped = torch.rand(count, generator=rng) < config.drop
         empty = torch.rand(count, generator=rng) < config.drop_text
-        times = torch.sigmoid(torch.randn(count, generator=rng)).to(base.device)
+        times = torch.sigmoid(config.level + torch.randn(count, generator=rng)).to(base.device)
         noise = torch.randn(batch.targets.shape, generator=rng).to(base.device)
         clean = batch.targets.to(base.device, torch.float32)
         by_row = times[:, None, None, None]
@@ -329,8 +331,7 @@ class FlowTraining:
             here = dropped.to(base.device)[:, None, None, None]
             latents = torch.where(here, self.black(int(latents.shape[-1])).to(latents), latents)
         rows, columns = (side // PATCH for side in latents.shape[-2:])
-        shift = shift_in_tokens(self.config.shift, rows, columns, self.config.compact)
-        ids = reference_ids(rows, columns, shift, self.config.compact)
+        ids = shifted_ids(self.config.shift, rows, columns, self.config.compact)
         self.references.items = [Reference(pack(latents), ids)]
 
     def black(self, side: int) -> Tensor:

@@ -42,6 +42,9 @@ FILE = "reference.safetensors"  # latents: (C, h, w) of the picture, in the deno
 LARGEST = 512  # side in pixels of a reference unless told otherwise: what published weights were trained with
 SHIFTS = {"-w": (0, -1), "+w": (0, 1), "-h": (-1, 0), "+h": (1, 0)}
 """By name: heights and widths of the reference by which it stands off. Published weights: -w; older ones of 512: +w."""
+INDEX = (
+    "index"  # a reference in the picture's own place, but 1 on the first axis of positions, as FLUX.1 Kontext has it
+)
 _DORA = ("lora_magnitude_vector", "dora_scale")
 
 
@@ -85,7 +88,22 @@ def shift_in_tokens(shift: str, rows: int, columns: int, compact: int = 1) -> tu
     parts = shift.replace(" ", "").split(",")
     if len(parts) == 2 and all(part.lstrip("+-").isdigit() for part in parts):
         return int(parts[0]), int(parts[1])
-    raise ConfigurationError(f"shift {shift!r}: expected {', '.join(SHIFTS)}, or two numbers of tokens as 0,-32")
+    raise ConfigurationError(
+        f"shift {shift!r}: expected {', '.join(SHIFTS)}, {INDEX}, or two numbers of tokens as 0,-32"
+    )
+
+
+def shifted_ids(shift: str, rows: int, columns: int, compact: int = 1) -> Tensor:
+    """Positions of a reference's tokens, (rows * columns, 3) float32, at a shift of `shift_in_tokens`, or "index".
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    if shift != INDEX:
+        return reference_ids(rows, columns, shift_in_tokens(shift, rows, columns, compact), compact)
+    ids = reference_ids(rows, columns, (0, 0), compact)
+    ids[:, 0] = 1
+    return ids
 
 
 def open_lora(method: str, given: str, base: Base, expect: str = "") -> tuple[AdapterWeights, dict[str, Tensor]]:
@@ -145,8 +163,7 @@ def attached_reference(
         ConfigurationError: references of another method, weights or settings are there already.
     """
     rows, columns = (side // PATCH for side in latents.shape[-2:])
-    shift = shift_in_tokens(settings["shift"], rows, columns, settings["compact"])
-    ids = reference_ids(rows, columns, shift, settings["compact"])
+    ids = shifted_ids(settings["shift"], rows, columns, settings["compact"])
     reference = Reference(pack(latents[None].to(base.device, base.dtype))[0], ids, f"the reference of {name!r}")
     owner = repr(sorted((key, settings[key]) for key in ("mode", "signature", "strength", "cache", "pooled")))
     there = installed_on(base.denoiser)
@@ -200,7 +217,8 @@ class OminiControlSettings:
         metadata={"help": "joint (as published): the reference reads text and picture; independent: itself alone"},
     )
     shift: str = field(
-        default="", metadata={"help": "where the reference stands: -w, +w, or ROWS,COLUMNS in tokens; the weights' own"}
+        default="",
+        metadata={"help": "where the reference stands: -w, +w, index, or ROWS,COLUMNS in tokens; the weights' own"},
     )
     size: int = field(default=0, metadata={"help": "side of the reference in pixels; the base's by default, up to 512"})
     compact: int = field(default=1, metadata={"help": "the reference stands for a picture this many times larger"})
@@ -247,7 +265,7 @@ class OminiControl(ZeroShotMethod):
             "shift": settings.shift or str(weights.config.get("shift", "-w")),
             "size": int(latents.shape[-1] * model.pixels_per_token // PATCH),
         }
-        shift_in_tokens(own["shift"], rows, columns, settings.compact)
+        shifted_ids(own["shift"], rows, columns, settings.compact)
         tensors = {FILE: {"latents": latents.float().cpu()}}
         word = settings.word or subject.noun
         return Concept.create(self.name, subject, base, word=word, tensors=tensors, settings=own)

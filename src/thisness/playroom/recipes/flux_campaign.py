@@ -192,7 +192,7 @@ def train_references(name: str, place: Workplace, steps: int | None = None, stop
 
 
 def assemble(place: Workplace, target: Path) -> bool:
-    """Write `playroom-flux` as fp16 safetensors that plain diffusers reads in fp32; whether its transformer is there."""
+    """Write `playroom-flux` as fp16 safetensors that plain diffusers reads in fp32; False without its transformer."""
     from diffusers import FluxPipeline
 
     from ..flux_models import make_flow_scheduler
