@@ -43,7 +43,8 @@ class ReferencePairSettings(PairSettings):
     mode: Literal["joint", "independent"] = setting("joint", "joint: the reference reads text and picture, too")
     drop: float = setting(0.1, "share of the rows whose reference is a black picture")
     drop_text: float = setting(0.1, "share of the rows without text")
-    shift: str = setting("-w", "where the reference stands: -w, +w, -h, +h, or ROWS,COLUMNS in tokens")
+    shift: str = setting("-w", "where the reference stands: -w, +w, -h, +h, index, or ROWS,COLUMNS in tokens")
+    level: float = setting(0.0, "mean of the logit of the noise level: above 0 more noisy ones")
     background: Background = setting("keep", "of the picture that is read: keep (the paper), or a colour in its place")
     guidance: float = setting(1.0, "what a guided model (dev) reads as its guidance")
 
@@ -63,7 +64,7 @@ class ReferencePairSettings(PairSettings):
 
     @property
     def shared(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("mode", "drop", "drop_text", "shift", "guidance")}
+        return {name: getattr(self, name) for name in ("mode", "drop", "drop_text", "shift", "level", "guidance")}
 
 
 @dataclass(frozen=True)
