@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pages import cell, compared
+from pages import cell, compared, save_figure
 
 if TYPE_CHECKING:
     from thisness.evaluation.items import Scored
@@ -76,7 +76,7 @@ def pictures(run: Run, path: Path, toys: int = 3) -> None:
     """References at the left; each pose kept elsewhere, each background kept, the subject alone."""
     from PIL import Image
 
-    from thisness.images import Tile, save_png, sheet
+    from thisness.images import Tile, sheet
 
     rows = []
     names = list(run.references)[:: max(1, len(run.references) // toys)][:toys]
@@ -88,7 +88,7 @@ def pictures(run: Run, path: Path, toys: int = 3) -> None:
         for family in ("keep-pose", "keep-background", "alone"):
             chosen = [each for each in first.values() if each.family == family]
             rows.append([Tile(Image.open(each.image).convert("RGB"), each.sentence) for each in chosen if each.image])
-    save_png(sheet(rows, title="DETEX: what is kept, and what the sentence says", tile=144), path)
+    save_figure(sheet(rows, title="DETEX: what is kept, and what the sentence says", tile=144), path)
 
 
 def page(root: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from claims import HEAD, NONE, NOT_SEEN, SEEN, line, over_toys
 from harmonizing_looks import reference
+from pages import save_figure
 from PIL import Image
 
 VARIANTS = ("source", "pasted", "single", "edited", "renoised")
@@ -162,7 +163,7 @@ def section(out: Path, figure: Path) -> list[str]:
     """Lines of Markdown; the figure is written."""
     from thisness.evaluation.statistics import interval
     from thisness.files import read_json
-    from thisness.images import Tile, save_png, sheet
+    from thisness.images import Tile, sheet
 
     file = out / "edits.json"
     if not file.is_file():
@@ -207,5 +208,5 @@ def section(out: Path, figure: Path) -> list[str]:
         ]
         tiles += [Tile(Image.open(out / f"{name}-{v}-{first}.png").convert("RGB"), v) for v in VARIANTS[1:]]
         rows.append(tiles)
-    save_png(sheet(rows, title="Another toy of the same class is replaced", tile=112), figure)
+    save_figure(sheet(rows, title="Another toy of the same class is replaced", tile=112), figure)
     return [*text, "", f"![edits]({figure.parent.name}/{figure.name})", ""]

@@ -8,6 +8,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from thisness.evaluation.items import Scored
 
 
@@ -33,6 +35,24 @@ def compared(one: Sequence[Scored], other: Sequence[Scored], family: str | None,
     return "-" if found.difference is None else f"{found.difference:+.2f} (p {found.p:.2f})"
 
 
+def save_figure(image: Image, path: str | Path) -> None:
+    """Write a page's figure in 256 colours of its own, dithered: a third of the bytes, which git keeps for good.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import io
+
+    from PIL import Image as images
+
+    from thisness.files import write_bytes
+
+    whole = image.convert("RGB")
+    few = whole.quantize(palette=whole.quantize(256), dither=images.Dither.FLOYDSTEINBERG)
+    few.save(buffer := io.BytesIO(), "PNG", optimize=True)
+    write_bytes(path, buffer.getvalue())
+
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 Lines = Mapping[str, Mapping[float, Sequence[float]]]
 """By name: at each x the values, whose order is the same everywhere."""
@@ -41,7 +61,6 @@ Lines = Mapping[str, Mapping[float, Sequence[float]]]
 def curves(panels: Mapping[str, Lines], figure: Path, title: str, across: str = "step") -> None:
     """Draw panels beside each other: thin lines for each value, thick ones for their mean."""
     from thisness.evaluation.report.drawing import FAINT, GRID, Drawing
-    from thisness.images import save_png
 
     wide, tall, left, top, gap = 250, 170, 58, 76, 78
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
@@ -71,4 +90,4 @@ def curves(panels: Mapping[str, Lines], figure: Path, title: str, across: str = 
             for one in range(min(len(each) for each in by.values())):
                 drawing.line([at(x, by[x][one]) for x in sorted(by)], colour, 0.5)
             drawing.line([at(x, fmean(by[x])) for x in sorted(by)], colour, 3)
-    save_png(drawing.image(), figure)
+    save_figure(drawing.image(), figure)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+from pages import save_figure
+from PIL import Image
 
 RECIPES = "base,textual-inversion,dreambooth-lora"
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +35,7 @@ def publish(run: Path, page: Path) -> list[Path]:
         page.parent.mkdir(parents=True, exist_ok=True)
         with directory(page.with_suffix(""), overwrite=True) as building:
             for path in figures:
-                shutil.copyfile(path, building / path.name)
+                save_figure(Image.open(path), building / path.name)
         write_text(page, text)
     return [page, *(page.with_suffix("") / path.name for path in figures)]
 

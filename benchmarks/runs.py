@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pages import save_figure
+
 if TYPE_CHECKING:
     from thisness.evaluation.items import Scored
     from thisness.evaluation.results import Run
@@ -62,7 +64,7 @@ def sheet_of(
     run: Run, rows: Mapping[str, Sequence[Scored]], labels: Sequence[str], path: Path, title: str, toys: int = 6
 ) -> list[str]:
     """For some toys the reference and one sentence by each recipe, with the run's first seed; lines of Markdown."""
-    from thisness.images import Tile, save_png, sheet
+    from thisness.images import Tile, sheet
 
     seed = min(run.benchmark["seeds"])
     grid: list[list[Tile]] = []
@@ -84,7 +86,7 @@ def sheet_of(
             ]
         )
     if grid:
-        save_png(sheet(grid, title=title, tile=128), path)
+        save_figure(sheet(grid, title=title, tile=128), path)
     return link(title, path) if grid else []
 
 
@@ -95,7 +97,6 @@ def tradeoff(
     """The report's own picture: (metric, title) across and up, the front dashed; joined: values of one knob."""
     from thisness.evaluation.report.figures import Mark, scatter
     from thisness.evaluation.statistics import estimate, front
-    from thisness.images import save_png
 
     there = [label for label in labels if rows.get(label)]
     if not there:
@@ -103,7 +104,7 @@ def tradeoff(
     found = {label: (estimate(rows[label], across[0]), estimate(rows[label], up[0])) for label in there}
     best = set(front({label: (x.mean, y.mean) for label, (x, y) in found.items()}))
     marks = [Mark(label, x, y, label in best) for label, (x, y) in found.items()]
-    save_png(scatter(marks, across[1], up[1], path=joined).image(), path)
+    save_figure(scatter(marks, across[1], up[1], path=joined).image(), path)
     return link(f"{up[1]} against {across[1]}", path)
 
 

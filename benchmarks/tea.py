@@ -22,7 +22,7 @@ import tea_collapse
 import tea_pairs
 import tea_steps
 from claims import HEAD, RULE, Claim, lines
-from pages import cell, compared
+from pages import cell, compared, save_figure
 
 if TYPE_CHECKING:
     from thisness.evaluation.items import Scored
@@ -181,7 +181,7 @@ def compare(run: Run, rows: Mapping[str, Sequence[Scored]], methods: Sequence[st
     """Rows: a toy's reference, then one sentence by each method without and with TEA."""
     from PIL import Image
 
-    from thisness.images import Tile, save_png, sheet
+    from thisness.images import Tile, sheet
 
     lines = []
     names = list(run.references)
@@ -202,7 +202,7 @@ def compare(run: Run, rows: Mapping[str, Sequence[Scored]], methods: Sequence[st
                     line.append(Tile(picture, f"{title}: {wanted.sentence}" if not title.startswith("+") else title))
         lines.append(line)
     if lines:
-        save_png(sheet(lines, title="Without and with TEA, same seeds", tile=144), path)
+        save_figure(sheet(lines, title="Without and with TEA, same seeds", tile=144), path)
 
 
 def main(words: list[str] | None = None) -> int:

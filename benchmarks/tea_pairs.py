@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pages import save_figure
 from PIL import Image
 
 SENTENCES = ("a {one} next to a {two}", "a {one} and a {two} in the snow")
@@ -102,7 +103,7 @@ def told(
 
     from thisness.evaluation.encoders import open_encoder
     from thisness.evaluation.statistics import interval
-    from thisness.images import Tile, save_png, sheet
+    from thisness.images import Tile, sheet
 
     encoder = open_encoder("playroom-identity")
 
@@ -137,7 +138,7 @@ def told(
         shown = [Tile(opened(by[(one, two)][0]), variant) for variant, by in pictures.items()]
         more = [Tile(opened(by[(one, two)][seeds]), variant) for variant, by in pictures.items()]
         rows.append([*first, *shown, *more])
-    save_png(sheet(rows, title="Two toys in one sentence", tile=144), figure)
+    save_figure(sheet(rows, title="Two toys in one sentence", tile=144), figure)
     said = '", "'.join(SENTENCES)
     return [
         f"## Two toys in one sentence: {method}", "",
