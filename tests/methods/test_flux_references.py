@@ -20,6 +20,7 @@ from thisness.methods.flux_references import (
     overlapping,
     reference_ids,
     reference_modulation,
+    truncated,
 )
 from thisness.methods.ominicontrol import shift_in_tokens, shifted_ids
 
@@ -480,3 +481,15 @@ def test_irrelevant_words_hear_of_a_reference_from_the_second_block_on(model, mo
     (one, two), (other_one, other_two) = found
     assert torch.equal(one[:, others], other_one[:, others]) and not close(one[:, concept], other_one[:, concept], 1e-3)
     assert not close(two[:, others], other_two[:, others], 1e-4)
+
+
+def test_a_smaller_rank_keeps_what_is_nearest():
+    torch.manual_seed(0)
+    a, b = torch.randn(8, 12), torch.randn(20, 8)
+    given = {"x.lora_A.weight": a, "x.lora_B.weight": b}
+    made = truncated(given, 3)
+    assert made["x.lora_A.weight"].shape == (3, 12) and made["x.lora_B.weight"].shape == (20, 3)
+    values = torch.linalg.svdvals(b @ a)
+    left = b @ a - made["x.lora_B.weight"] @ made["x.lora_A.weight"]
+    assert float(left.norm()) == pytest.approx(float(values[3:].square().sum().sqrt()), rel=1e-4)
+    assert truncated(given, 8) == given

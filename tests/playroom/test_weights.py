@@ -47,6 +47,7 @@ def test_files_are_safetensors_in_half_precision_and_small() -> None:
         ("clip", "identity", "finder"): 6,
         ("ip-adapter", "ip-adapter-plus", "elite", "blip-diffusion"): 4,
         ("ezigen",): 4,
+        ("playroom-flux", "redux", "ominicontrol", "aligngen"): 12,
     }
     folders = {f.relative_to(WEIGHTS).parts[0] for f in files}
     assert folders <= {folder for together in budgets for folder in together}

@@ -219,6 +219,27 @@ def fresh_lora(model: Any, preset: str = "full", rank: int = 16, seed: int = 0) 
     return made
 
 
+@torch.no_grad()
+def truncated(low_rank: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """Low-rank weights of a smaller rank: of each product B A the nearest one (Eckart & Young).
+
+    Args:
+        low_rank: "MODULE.lora_A.weight" (r, in) and "MODULE.lora_B.weight" (out, r), applied with scale 1.
+        rank: of the result; layers that have no more stay as they are.
+    """
+    made = dict(low_rank)
+    for name in [name for name in low_rank if name.endswith("lora_A.weight")]:
+        other = name.replace("lora_A", "lora_B")
+        a, b = low_rank[name], low_rank[other]
+        if len(a) > rank:
+            (left, upper), (right, lower) = torch.linalg.qr(b.float()), torch.linalg.qr(a.float().T)
+            u, values, v = torch.linalg.svd(upper @ lower.T)
+            root = values[:rank].sqrt()
+            made[other] = (left @ u[:, :rank] * root).to(b)
+            made[name] = ((right @ v[:rank].T * root).T).contiguous().to(a)
+    return made
+
+
 class _Recording:
     """Stands in the place of an attention processor: plain attention, whose keys and values are kept."""
 
