@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from thisness import cli
 from thisness.attention import MaskAttention, attached
-from thisness.bases import Base
+from thisness.bases import Base, instead
 from thisness.bases.flux import pack
 from thisness.concept import Concept
 from thisness.conditioning import Sentence, encode, encode_adjusted
@@ -129,6 +129,24 @@ def test_reads_saves_replays_and_leaves_the_base_alone(mode, base, subject, weig
     assert np.array_equal(typed.images[0], made.images[0])
     other = read(robot(1), base, weights, mode=mode)
     assert np.abs(pixels(generate(base, SENTENCE, concept=other, options=OPTIONS)) - pixels(made)).max() > 2
+
+
+def test_what_stood_in_the_bases_place_before_comes_back(base, subject, weights):
+    """The runner of benchmarks remembers encodings in just this way."""
+    asked = []
+
+    def outer(tokens):
+        asked.append(tokens)
+        return type(base).encode_tokens(base, tokens)
+
+    concept = read(subject, base, weights)
+    plain = latents(base, concept)
+    for _ in range(2):
+        with instead(base, encode_tokens=outer):
+            assert torch.equal(latents(base, concept), plain)
+            assert base.encode_tokens is outer
+            encode(base, ["a robot"])
+    assert asked and not {"encode_tokens", "tokenize"} & set(base.__dict__)
 
 
 @pytest.mark.parametrize("mode", MODES)

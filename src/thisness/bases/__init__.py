@@ -1,6 +1,6 @@
 """Families of text-to-image models and their parts."""
 
-from .base import FLOW, Base, Part, TextEncoding
+from .base import FLOW, Base, Part, TextEncoding, instead
 from .flux import Flux
 from .loading import FAMILIES, load_base
 from .registry import Facts, known
@@ -17,6 +17,7 @@ __all__ = [
     "StableDiffusion",
     "StableDiffusionXL",
     "TextEncoding",
+    "instead",
     "known",
     "load_base",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -311,3 +312,16 @@ def check_sides(height: int, width: int, multiple: int, largest: int = 4096) -> 
             fitting = min(max(round(side / multiple), 1), largest // multiple) * multiple
             wrong.append(f"{name} {side} must be a multiple of {multiple} up to {largest}: try {fitting}")
     raise_all(wrong, ConfigurationError)
+
+
+@contextmanager
+def instead(base: Base, **mine: Any) -> Iterator[None]:
+    """Put methods of one's own in the place of a base's for the length of a `with`; those of an outer one come back."""
+    before = {name: base.__dict__[name] for name in mine if name in base.__dict__}
+    base.__dict__.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            del base.__dict__[name]
+        base.__dict__.update(before)

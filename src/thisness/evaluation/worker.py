@@ -152,6 +152,8 @@ class Worker:
     @contextmanager
     def _remembered(self, concepts: tuple[str, ...]) -> Iterator[None]:
         """Token encodings computed once for each sentence, under the same concepts."""
+        from ..bases import instead
+
         base = self.base
         encode = base.encode_tokens
 
@@ -161,11 +163,8 @@ class Worker:
                 keep(self._encodings, key, encode(tokens), KEPT_ENCODINGS)
             return self._encodings[key]
 
-        base.encode_tokens = remembering  # type: ignore[method-assign]
-        try:
+        with instead(base, encode_tokens=remembering):
             yield
-        finally:
-            del base.encode_tokens
 
     # --- what is loaded once ---
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bases import Base, Flux
+from ..bases import Base, Flux, instead
 from ..bases.base import TextEncoding
 from ..bases.flux import PATCH, pack
 from ..concept import Attached, Concept
@@ -104,13 +104,8 @@ class ConceptText:
         """On the base for the length of a `with`."""
         if on_base(self.base) is not None:
             raise ConfigurationError("there are concepts of AlignGen on this base already: add to those")
-        mine = {"tokenize": self.tokenize, "encode_tokens": self.encode_tokens, "_concept_text": self}
-        self.base.__dict__.update(mine)
-        try:
+        with instead(self.base, tokenize=self.tokenize, encode_tokens=self.encode_tokens, _concept_text=self):
             yield
-        finally:
-            for name in mine:
-                del self.base.__dict__[name]
 
     @contextmanager
     def with_concept(self, spoken: Spoken) -> Iterator[None]:
