@@ -226,9 +226,8 @@ class EZIGenTraining:
         if batch.mask is None:
             weight = torch.ones_like(clean[:, :1])
         else:
-            weight = 1 + self.config.subject_weight * F.adaptive_avg_pool2d(
-                batch.mask.to(device), tuple(clean.shape[-2:])
-            )
+            height, width = clean.shape[-2:]
+            weight = 1 + self.config.subject_weight * F.adaptive_avg_pool2d(batch.mask.to(device), (height, width))
         return (prediction.float() - wanted) ** 2, weight
 
     @torch.no_grad()
