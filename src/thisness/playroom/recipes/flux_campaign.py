@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import load_tensors, save_tensors, write_json
+from ...files.folders import MARKER
 from .cache import encoded
 from .common import Workplace
 
@@ -221,8 +222,9 @@ def assemble(place: Workplace, target: Path) -> bool:
 
 
 def ship(source: Path, target: Path) -> None:
-    """The same folder with its weights in half precision; configs say that they are computed in single."""
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+    """The same folder with its weights in half precision, so without the hashes of what they were before; configs say
+    that they are computed in single."""
+    for file in sorted(path for path in source.rglob("*") if path.is_file() and path.name != MARKER):
         there = target / file.relative_to(source)
         there.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".safetensors":
