@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...files import load_tensors, save_tensors, write_json
-from ...files.folders import MARKER
+from ...files import MARKER, load_tensors, save_tensors, write_json
 from .cache import encoded
 from .common import Workplace
 
