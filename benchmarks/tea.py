@@ -23,6 +23,7 @@ import tea_pairs
 import tea_steps
 from claims import HEAD, RULE, Claim, lines
 from pages import cell, compared, save_figure
+from runs import tradeoff
 
 if TYPE_CHECKING:
     from thisness.evaluation.items import Scored
@@ -160,7 +161,13 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
             for label, said in variants().items()
             if label != SWEPT and by.get(label)
         ]
-        text += [""]
+        text += ["", "Alpha 0, .1, .2, .3, .5 along the line; then the extensions beside the word alone:", ""]
+        across, up = ("oracle:follow", "followed"), ("dino-i", "identity")
+        turned = sorted([*ALPHAS, 0.2])
+        swung = [f"alpha-{alpha}".replace(".", "-") if alpha != 0.2 else f"{SWEPT}-tea" for alpha in turned]
+        text += tradeoff(by, ["norm-alone", *swung], figures / "alpha.png", across, up, joined=True)
+        beyond = [SWEPT, f"{SWEPT}-tea", "norm-alone", "weights-context", "auto", "keep-meaning"]
+        text += tradeoff(by, beyond, figures / "extensions.png", across, up)
     text += tea_collapse.section(
         {method: run.folder / "concepts" / method for method in TRACKED}, figures / "collapse.png"
     )
