@@ -46,8 +46,7 @@ REFERENCES = LoopConfig(
 )
 RATES = {"lora": 2e-3, "dem": 1e-3, "star": 3e-3}
 RANK, SHIPPED = 16, 4
-"""Of the low-rank weights while they are trained, and as they are kept: what is left out costs less than 0.001 of the
-held-out loss."""
+"""Of the low-rank weights while they are trained, and as they are kept."""
 MODULE = {"inner": 128, "heads": 4, "hidden": 512}
 MENTIONED = OFTEN | {"colour": 0.1, "pattern": 0.1}
 WHERE: dict[str, Any] = {"shift": "index", "level": 1.0}
