@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tea_collapse
+import tea_equal
 import tea_pairs
 import tea_steps
 from claims import HEAD, RULE, Claim, lines
@@ -34,7 +35,7 @@ METHODS = ("textual-inversion", "dreambooth-lora", "custom-diffusion")
 SWEPT = "textual-inversion"
 TRACKED = ("textual-inversion", "custom-diffusion")  # what they learn is read by the text encoder
 TUNED = {"dreambooth-lora": "text_encoder=true"}  # as the paper has it: else there is nothing for TEA to adjust
-ALPHAS = (0.1, 0.3, 0.5)
+ALPHAS = (0.1, 0.3, 0.5, 0.7)
 TOYS = "rufus,mimi,bruno,hazel,saffron,kiwi,bolt,earl,hiker,beetle,dog-10,cat-11"
 METRICS = (
     ("CLIP-T full", "clip-t"),
@@ -161,13 +162,16 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
             for label, said in variants().items()
             if label != SWEPT and by.get(label)
         ]
-        text += ["", "Alpha 0, .1, .2, .3, .5 along the line; then the extensions beside the word alone:", ""]
+        text += ["", "Alpha 0, .1, .2, .3, .5, .7 along the line; then the extensions beside the word alone:", ""]
         across, up = ("oracle:follow", "followed"), ("dino-i", "identity")
         turned = sorted([*ALPHAS, 0.2])
         swung = [f"alpha-{alpha}".replace(".", "-") if alpha != 0.2 else f"{SWEPT}-tea" for alpha in turned]
         text += tradeoff(by, ["norm-alone", *swung], figures / "alpha.png", across, up, joined=True)
         beyond = [SWEPT, f"{SWEPT}-tea", "norm-alone", "weights-context", "auto", "keep-meaning"]
         text += tradeoff(by, beyond, figures / "extensions.png", across, up)
+        added = {"alpha by sentence": "auto", "strength by dimension": "weights-context", "prevention": "keep-meaning"}
+        compared_at = [(title, metric) for title, metric in METRICS if metric in ("oracle:follow", "clip-t-context")]
+        text += tea_equal.section(by, [SWEPT, "norm-alone", *swung], added, compared_at, "dino-i")
     text += tea_collapse.section(
         {method: run.folder / "concepts" / method for method in TRACKED}, figures / "collapse.png"
     )
@@ -219,7 +223,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--methods", default=",".join(METHODS), help="by commas")
     parser.add_argument("--subjects", default=TOYS)
     parser.add_argument("--seeds", default="0-2")
-    parser.add_argument("--variant-seeds", default="0", help="of the sweep and the extensions; none: without them")
+    parser.add_argument("--variant-seeds", default="0-2", help="of the sweep and the extensions; none: without them")
     parser.add_argument("--pair-seeds", default="0-2", help="of two toys in one sentence; none: without them")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only-page", action="store_true", help="write the page from what the runs hold")
