@@ -166,12 +166,40 @@ def test_guidance_is_learned_from_both_branches_and_redux_alone_is_trained(parts
     task.on_start(torch.device("cpu"))
     assert torch.isfinite(task.loss(0, torch.Generator().manual_seed(0))["loss"])
     features = np.random.default_rng(1).normal(size=(ROWS, 96, 8, 8)).astype(np.float16)
-    redux = ReduxTask(parts, data, latents, features, data, batch_size=2)
+    redux = ReduxTask(parts, data, latents, features, data, data, features, batch_size=2, spoken_steps=1)
     redux.on_start(torch.device("cpu"))
-    redux.loss(0, torch.Generator().manual_seed(0))["loss"].backward()
-    assert all(p.grad is not None for p in redux.redux.parameters())
-    assert redux.tower.embeddings.patch_embedding.weight.grad.abs().sum() > 0
-    assert all(p.grad is None for p in redux.transformer.parameters())
+    for step, named in ((0, {"state", "words"}), (1, {"main"})):  # first by what is said, then through the transformer
+        losses = redux.loss(step, torch.Generator().manual_seed(0))
+        assert set(losses) == {"loss", "features", "read"} | named
+        for module in redux.modules().values():
+            module.zero_grad()
+        losses["loss"].backward()
+        assert all(p.grad is not None for p in redux.redux.parameters())
+        assert redux.tower.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+        assert all(p.grad is None for p in redux.transformer.parameters())
+
+
+def test_redux_is_drawn_to_what_the_caption_says(parts: Any, data: PlayroomData) -> None:
+    """Tokens that are T5's states are at no distance; those of another picture are."""
+    features = np.zeros((ROWS, 96, 8, 8), np.float16)
+    latents = np.zeros((ROWS, 16, 16, 16), np.float16)
+    task = ReduxTask(parts, data, latents, features, data, data, features, batch_size=1)
+    task.on_start(torch.device("cpu"))
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, len(data), (4,), generator=torch.Generator().manual_seed(0)).numpy()
+    words = Random(int(torch.randint(0, 1 << 40, (), generator=(again := torch.Generator().manual_seed(0)))))
+    del words, again
+    right = task.said(data, rows, Random(0))
+    looked = task.looked
+    for tokens, near in ((right, True), (right.roll(1, 0), False)):
+
+        def told(data: Any, features: Any, rows: Any, tokens: Any = tokens) -> Any:
+            return (tokens[:, None].expand(-1, 81, -1), *looked(data, features, rows)[1:])
+
+        task.looked = told  # type: ignore[method-assign]
+        task.said = lambda data, rows, words: right  # type: ignore[method-assign]
+        off = float(task.loss(0, rng)["state"])
+        assert off < 1e-6 if near else off > 0.1
 
 
 def test_texts_say_what_they_are_taught(parts: Any) -> None:

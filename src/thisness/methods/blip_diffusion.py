@@ -39,7 +39,7 @@ from ..subject import Subject
 from .blip_qformer import QFormer, QFormerConfig, VisionConfig, configured
 from .image_states import ImageEncoder, pixels_of, square
 from .registry import register_method
-from .tuning import setting
+from .updates import setting
 from .zero_shot import CONFIG, WEIGHTS, AdapterWeights, ZeroShotMethod, open_weights
 
 NAME = "blip-diffusion"

@@ -47,8 +47,8 @@ from .tuning import (
     TuningTask,
     decisive,
     prior_latents,
-    setting,
 )
+from .updates import setting
 
 STARTS = ("ktn", "pll", "ucd")
 """Rare words whose rows new words start from, in the published code."""

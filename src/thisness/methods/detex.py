@@ -50,8 +50,8 @@ from .tuning import (
     TuningSettings,
     TuningTask,
     prior_latents,
-    setting,
 )
+from .updates import setting
 
 FILLS = {"black": 0.0, "grey": 128.0, "white": 255.0}
 RANDOM_FILLS = 6  # of each picture

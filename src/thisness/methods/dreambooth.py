@@ -27,7 +27,8 @@ from ..errors import ConfigurationError
 from ..prompt import SlotWord, placeholder_tokens
 from ..subject import Subject
 from .registry import register_method
-from .tuning import PriorSettings, TuningMethod, TuningSettings, TuningTask, prior_latents, setting
+from .tuning import PriorSettings, TuningMethod, TuningSettings, TuningTask, prior_latents
+from .updates import setting
 
 TARGETS = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),

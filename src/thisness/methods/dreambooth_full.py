@@ -29,7 +29,8 @@ from ..bases import Base
 from ..subject import Subject
 from .dreambooth import IdentifierSettings, attached_identifier, identifier_group, identifier_word
 from .registry import register_method
-from .tuning import PriorSettings, TuningMethod, TuningSettings, TuningTask, prior_latents, setting
+from .tuning import PriorSettings, TuningMethod, TuningSettings, TuningTask, prior_latents
+from .updates import setting
 
 
 @dataclass(frozen=True)

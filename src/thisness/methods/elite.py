@@ -36,7 +36,7 @@ from ..prompt import placeholder_tokens
 from ..subject import Subject
 from .image_states import ImageEncoder, square
 from .registry import register_method
-from .tuning import setting
+from .updates import setting
 from .zero_shot import AdapterWeights, ZeroShotMethod, open_weights
 
 LOCAL = "elite.safetensors"  # "local": (patches, width), what the local mapper read; zero outside the object

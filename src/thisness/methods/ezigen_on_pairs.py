@@ -27,7 +27,7 @@ from .ezigen_training import (
 )
 from .pair_training import PairSettings, PairTraining, Row, base_latents, mask_at, picture_size
 from .pairs import Pair
-from .tuning import setting
+from .updates import setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -26,7 +26,7 @@ from .ip_adapter_training import (
 from .ip_adapter_weights import VIT_H, encoded, encoder_signature
 from .pair_training import PairSettings, PairTraining, Row, base_latents, mask_at, picture_size
 from .pairs import Pair
-from .tuning import setting
+from .updates import setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image

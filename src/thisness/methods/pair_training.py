@@ -43,7 +43,8 @@ from ..training.parallel import Parallel
 from ..training.tracking import Curves
 from .pairs import Pair, Pairs, signature_of
 from .registry import LOCK, Stopped, tidy
-from .tuning import precision_for, prepared_for_training, setting
+from .tuning import precision_for, prepared_for_training
+from .updates import UpdateSettings, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,23 +65,13 @@ _NO_INFLUENCE = ("checkpoint_seconds", "preview_every", "tracker", "cache_gb", "
 
 
 @dataclass(frozen=True)
-class PairSettings:
+class PairSettings(UpdateSettings):
     """Settings of every method that is trained on pairs."""
 
     steps: int = setting(25_000, "updates of what is trained")
-    lr: float = setting(1e-4, "learning rate")
     batch_size: int = setting(8, "pairs in each step")
-    seed: int = setting(0, "of everything random")
     weight_decay: float = setting(0.01, "of AdamW, on matrices")
     warmup: int = setting(500, "steps of linear rise of the learning rate")
-    schedule: Literal["constant", "cosine", "linear-tail"] = setting("constant", "of the learning rate")
-    clip: float | None = setting(1.0, "largest norm of the gradient")
-    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = setting(
-        "adamw", "adamw8bit keeps moments in 8 bits (bitsandbytes, on a GPU), prodigy finds its own lr (prodigyopt)"
-    )
-    ema: float | None = setting(None, "decay of a running mean of what is trained, which is kept then; none: none")
-    accumulate: int = setting(1, "batches summed up for one update")
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "of the computation; what is trained is always fp32")
     size: int = setting(0, "side of the pictures in pixels; the base's by default, for FLUX up to 512")
     subject_weight: float = setting(2.0, "added to the weight of the loss inside of the subject's mask; 0: all alike")
     variants: int = setting(8, "pairs that are drawn of a thing that has many; 0: always new ones, and nothing is kept")
@@ -111,11 +102,9 @@ class PairSettings:
 
     def loop(self, precision: Literal["fp32", "bf16"]) -> LoopConfig:
         """The same for the loop."""
-        return LoopConfig(
-            steps=self.steps, lr=self.lr, weight_decay=self.weight_decay, warmup=self.warmup, schedule=self.schedule,
-            clip=self.clip, accumulate=self.accumulate, seed=self.seed, precision=precision, log_every=25,
-            optimizer=self.optimizer, ema=self.ema, preview_every=self.preview_every,
-            checkpoint_seconds=self.checkpoint_seconds, tracker=self.tracker,
+        return self.updates(
+            precision, preview_every=self.preview_every, checkpoint_seconds=self.checkpoint_seconds,
+            tracker=self.tracker,
         )  # fmt: skip
 
     @property

@@ -23,7 +23,7 @@ from .ominicontrol import flux, reference_latents
 from .pair_training import PairSettings, PairTraining, Row, base_latents, mask_at, picture_size, swapped
 from .pairs import Pair, Pairs
 from .redux import open_redux, standard_redux
-from .tuning import setting
+from .updates import setting
 from .zero_shot import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from ..bases import Base
 from ..prompt import SlotWord, placeholder_tokens
 from ..subject import Subject
 from .registry import register_method
-from .tuning import MeaningSettings, TuningMethod, TuningSettings, TuningTask, setting
+from .tuning import MeaningSettings, TuningMethod, TuningSettings, TuningTask
+from .updates import setting
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -42,40 +42,16 @@ from ..training.tracking import Curves
 from .meaning import KeptMeaning
 from .registry import Method, Stopped
 from .templates import SETS, class_set, sentences
+from .updates import UpdateSettings, setting
 
 if TYPE_CHECKING:
     from ..diagnostics.collapse_features import Tracker
 
 
-def setting(default: Any, help: str, *, model: bool = False) -> Any:
-    """A field of settings with what it means, shown by the command line.
-
-    Args:
-        model: it names another model; of a local folder only the name is written down.
-    """
-    return field(default=default, metadata={"help": help, "model": model})
-
-
 @dataclass(frozen=True)
-class TuningSettings:
-    """Settings of every method that trains. All learning rates are used as they are: nothing multiplies them."""
+class TuningSettings(UpdateSettings):
+    """Settings of every method that learns a subject."""
 
-    steps: int = setting(1000, "updates of what is trained")
-    lr: float = setting(1e-4, "learning rate")
-    batch_size: int = setting(1, "pictures of the subject in each step")
-    seed: int = setting(0, "of everything random")
-    weight_decay: float = setting(0.01, "of AdamW")
-    warmup: int = setting(0, "steps of linear rise of the learning rate")
-    schedule: Literal["constant", "cosine", "linear-tail"] = setting("constant", "of the learning rate")
-    clip: float | None = setting(1.0, "largest norm of the gradient")
-    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = setting(
-        "adamw", "adamw8bit keeps moments in 8 bits (bitsandbytes, on a GPU), prodigy finds its own lr (prodigyopt)"
-    )
-    ema: float | None = setting(
-        None, "decay of a running mean of what is trained, which is kept then: 0.99; none: none"
-    )
-    accumulate: int = setting(1, "batches summed up for one update")
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "of the computation; weights are always fp32")
     captions: Literal["plain", "object", "bare"] = setting(
         "plain", "'a photo of a ...', the 27 sentences for objects, or 'photo of a ...'"
     )
@@ -107,11 +83,8 @@ class TuningSettings:
 
     def loop(self, precision: Literal["fp32", "bf16"]) -> LoopConfig:
         """The same for the loop."""
-        return LoopConfig(
-            steps=self.steps, lr=self.lr, weight_decay=self.weight_decay, warmup=self.warmup, schedule=self.schedule,
-            clip=self.clip, accumulate=self.accumulate, seed=self.seed, precision=precision, log_every=25,
-            optimizer=self.optimizer, ema=self.ema,
-            preview_every=self.preview_every, checkpoint_seconds=self.checkpoint_seconds,
+        return self.updates(
+            precision, preview_every=self.preview_every, checkpoint_seconds=self.checkpoint_seconds,
             tracker=self.tracker,
         )  # fmt: skip
 

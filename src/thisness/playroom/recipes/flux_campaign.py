@@ -157,7 +157,10 @@ def train_redux(place: Workplace, steps: int | None = None, stop_after: float | 
 
     latents = encoded("flux-latents", place, place.built("flux-vae"))
     features = encoded("flux-features", place, place.built("teacher"))
-    task = ReduxTask(FluxParts(place), place.usual_data(), latents, features, place.held_out_data())
+    shown = encoded("features", place, place.built("teacher"))
+    task = ReduxTask(
+        FluxParts(place), place.usual_data(), latents, features, place.held_out_data(), place.train_data(), shown
+    )
     done = run_task(task, REDUX, place, steps, stop_after)
     if done:
         folder = place.built("redux")
