@@ -4,11 +4,14 @@
     .venv/bin/python benchmarks/harmonizing.py --only-page  from what the runs hold
     .venv/bin/python benchmarks/harmonizing.py --hosts ip-adapter --subjects rufus,mimi --seeds 0 --families pose \\
         --few-subjects none --look-toys none --bias-host none --cost-repeats 0 --sampling steps=10    in minutes
+    .venv/bin/python benchmarks/harmonizing.py --benchmark ds --folder ds.json --base runwayml/stable-diffusion-v1-5 \\
+        --weights adapters --masker auto --runs runs/ds --page ds.md    on real weights, on a copy of one's own
 
 Runs of `thisness bench run playroom --size pose` (one reference for each toy, every pose but its own asked for): each
 host alone, with each part, with the controls, and the probes; the basis from a caption of the reference; sentences
 without a pose; settings beyond the paper and methods that learn from the one picture on fewer toys. Then what is seen
-from within: attention inside of the subject's mask, pose bias in the plane; and what it costs.
+from within: attention inside of the subject's mask, pose bias in the plane; and what it costs. Of another benchmark
+there are the main run, settings beyond the paper, methods that learn, and the cost: the rest needs the truth.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import argparse
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +51,7 @@ EXTRAS = {
 }  # fmt: skip
 IMAGE_TOKENS = ("ip-adapter", "ip-adapter-plus")
 FREE = "background,accessory,object,style"
+FEW = "rufus,mimi,bruno,hazel,saffron,kiwi"
 JUDGE = 'oracle:columns="pose,follow,copied-pose"'
 METRICS = (
     ("pose read", "oracle:pose"), ("pose copied", "oracle:copied-pose"), ("CLIP-T", "clip-t"),
@@ -59,6 +63,13 @@ asks for another pose than that picture's. Every number is a mean over toys of t
 toys; differences are on the same sentences and seeds, p of a sign-flip test over toys. "Pose read" is the share of
 pictures in which the embedded judge reads the asked pose (docs/judges.md), "pose copied" that in which it reads the
 reference's; CLIP-T and CLIP-I are of `playroom-clip`, identity the cosine of `playroom-identity` to that picture."""
+
+
+FOREIGN = """\
+Made by `.venv/bin/python benchmarks/harmonizing.py --benchmark {benchmark} --base {base}`; do not edit. Every number is
+a mean over subjects of their means, with its 95 % interval over subjects; differences are on the same sentences and
+seeds, p of a sign-flip test over subjects. What needs the truth about a rendered scene is left out: poses that are
+read, sentences without a pose, captions of the reference, attention, pose bias in the plane."""
 
 
 def recipes(host: str, weights: Path | None, with_probes: bool = True) -> dict[str, str]:
@@ -152,7 +163,18 @@ def gathered(root: Path, masker: PlayroomMasker | None) -> dict[str, list[Scored
     return rows
 
 
-def page(root: Path, target: Path, masker: PlayroomMasker | None = None, masks: bool = False) -> None:
+def with_values(asked: Sequence[Claim], rows: Mapping[str, Sequence[Scored]]) -> list[Claim]:
+    """Those whose metric was measured at all."""
+    measured = {
+        name for each in rows.values() for row in each for name, value in row.values.items() if value is not None
+    }
+    return [claim for claim in asked if claim.metric in measured]
+
+
+def page(
+    root: Path, target: Path, masker: PlayroomMasker | None = None, masks: bool = False, benchmark: str = "playroom",
+    base: str = "playroom-sd",
+) -> None:  # fmt: skip
     """Write it from what the runs hold."""
     from thisness.files import write_text
 
@@ -163,17 +185,22 @@ def page(root: Path, target: Path, masker: PlayroomMasker | None = None, masks: 
     figures.mkdir(parents=True, exist_ok=True)
     hosts = [host for host in HOSTS if rows.get(host)]
     toys, seeds = len(main.references), len(main.benchmark["seeds"])
-    text = ["# Harmonizing on the Playroom", "", INTRODUCTION, ""]
-    told = " Masked values need a mask of the made picture, and none was looked for."
-    if masks:
+    here = benchmark == "playroom"
+    name = "the Playroom" if here else benchmark
+    introduction = INTRODUCTION if here else FOREIGN.format(benchmark=benchmark, base=base)
+    text = [f"# Harmonizing on {name}", "", introduction, ""]
+    metrics = METRICS if here else [each for each in METRICS if not each[1].startswith("oracle:")]
+    told = " Masked values need a mask of the made picture, and none was looked for." if here else ""
+    if masks and here:
         told = (
             " m-CLIP-I and m-DINO-I see both pictures through masks; those of made pictures are found by a linear map "
             "of the denoiser's states (docs/metrics.md, Masks, says how well)."
         )
-    text += [f"{toys} toys, {seeds} seed{'s' * (seeds > 1)}, {len(main.scored)} pictures of the main run.{told}", ""]
+    what = "toys" if here else "subjects"
+    text += [f"{toys} {what}, {seeds} seed{'s' * (seeds > 1)}, {len(main.scored)} pictures of the main run.{told}", ""]
     text += ["## Claims", "", RULE, ""]
     for host in hosts:
-        found = [*lines(claims(host), rows), *within(root, host)]
+        found = [*lines(with_values(claims(host), rows), rows), *within(root, host)]
         text += [f"### {host}", "", *HEAD, *found, ""]
     text += [*learned_section(root, masker), *bias_section(root, figures)]
     text += ["## Numbers", ""]
@@ -184,17 +211,18 @@ def page(root: Path, target: Path, masker: PlayroomMasker | None = None, masks: 
             for label in labels
             if not any(o != host and o.startswith(host) and label.startswith(o) for o in hosts)
         ]
-        text += [f"### {host}", "", *table(rows, [*(["base"] if host == hosts[0] else []), *labels], METRICS), ""]
+        text += [f"### {host}", "", *table(rows, [*(["base"] if host == hosts[0] else []), *labels], metrics), ""]
         text += ["Minus the host alone:", ""]
-        text += [*differences(rows, [(label, host) for label in labels if label != host], METRICS), ""]
-        across, up = ("oracle:pose", "asked pose read"), ("dino-i", "identity")
+        text += [*differences(rows, [(label, host) for label in labels if label != host], metrics), ""]
+        across, up = ("oracle:pose", "asked pose read") if here else ("clip-t", "CLIP-T"), ("dino-i", "identity")
         text += tradeoff(rows, [*labels, "base"], figures / f"{host}.png", across, up)
         shown = [host, *(f"{host}-{name}" for name in (*PARTS, *CONTROLS, "weaker", "text", "visual"))]
         text += sheet_of(main, rows, shown, figures / f"{host}-pictures.png", f"{host}: the reference, then by recipe")
     text += [*extras_section(root, hosts, masker), *cost_section(root)]
+    text += ["Sentences are those of `--size pose` (docs/benchmarks.md)."] if here else []
     text += [
-        "Sentences are those of `--size pose` (docs/benchmarks.md). Orchestration on a picture that is read beside "
-        "the text (ip-adapter) is ours: the paper does not say where it would act.", "",
+        "Orchestration on a picture that is read beside the text (ip-adapter) is ours: the paper does not say where it "
+        "would act.", "",
     ]  # fmt: skip
     write_text(target, "\n".join(text).rstrip() + "\n")
 
@@ -309,7 +337,12 @@ def cost_section(root: Path) -> list[str]:
 def make(given: argparse.Namespace) -> int:
     """All runs and looks; the worst exit code of those that have something to read."""
     hosts = given.hosts.split(",")
-    common = {"judge": JUDGE, "sampling": given.sampling, "workers": given.workers}
+    here = given.benchmark == "playroom"
+    common = {
+        "judge": JUDGE if here else given.judge, "sampling": given.sampling, "workers": given.workers,
+        "base": given.base, "benchmark": given.benchmark, "folder": given.folder, "metrics": given.metrics,
+        "masker": given.masker,
+    }  # fmt: skip
     asked = {"base": "base"}
     for host in hosts:
         asked |= recipes(host, given.weights)
@@ -320,13 +353,13 @@ def make(given: argparse.Namespace) -> int:
     run = read(given.runs / "main")
     assert run is not None
     toys = list(run.references)
-    for toy in toys if given.captions else ():
+    for toy in toys if given.captions and here else ():
         said = {
             f"{host}-{name}": f'{spec(host, given.weights)}+orchestrate:basis_text="{text}"'
             for host in hosts for name, text in captions(toy).items()
         }  # fmt: skip
         code = max(code, bench(given.runs / "caption" / toy, "pose", said, **{**pose, "subjects": toy}, **common))
-    if given.free_subjects != "none":
+    if given.free_subjects != "none" and here:
         both = {
             f"{host}{end}": spec(host, given.weights) + part
             for host in hosts
@@ -350,7 +383,7 @@ def make(given: argparse.Namespace) -> int:
     return code
 
 
-def look(given: argparse.Namespace, masker: PlayroomMasker, base: Any) -> None:
+def look(given: argparse.Namespace, masker: PlayroomMasker | None, base: Any) -> None:
     """From within, and the cost."""
     options = sampling_of(given.sampling)
 
@@ -360,11 +393,12 @@ def look(given: argparse.Namespace, masker: PlayroomMasker, base: Any) -> None:
 
     folder = given.runs / "looks"
     folder.mkdir(parents=True, exist_ok=True)
-    if given.look_toys != "none":
+    here = given.benchmark == "playroom"
+    if given.look_toys != "none" and masker is not None:
         for host in given.hosts.split(","):
             file = folder / f"concentration-{host}.json"
             looks.concentrations(host, settings(host), given.look_toys.split(","), file, masker, base, options)
-    if given.bias_host != "none":
+    if given.bias_host != "none" and here:
         from thisness.cli.options import parse_seeds
 
         host, seeds = given.bias_host, parse_seeds(given.bias_seeds)
@@ -372,7 +406,7 @@ def look(given: argparse.Namespace, masker: PlayroomMasker, base: Any) -> None:
     if given.cost_repeats and not (given.runs / "cost.json").is_file():
         steps = options.steps
         harmonizing_cost.run(
-            given.hosts.split(",")[0], given.weights, steps, given.cost_repeats, given.runs / "cost.json", "playroom-sd"
+            given.hosts.split(",")[0], given.weights, steps, given.cost_repeats, given.runs / "cost.json", given.base
         )
 
 
@@ -388,7 +422,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--sampling", default="", help="of all pictures: steps=10,guidance=3")
     parser.add_argument("--captions", action=argparse.BooleanOptionalAction, default=True, help="the basis's ablation")
     parser.add_argument("--free-subjects", default="rufus,mimi,bruno,hazel,saffron,kiwi,bolt,dog-10", help="or none")
-    parser.add_argument("--few-subjects", default="rufus,mimi,bruno,hazel,saffron,kiwi", help="of the rest; or none")
+    parser.add_argument("--few-subjects", default=FEW, help="of the rest; or none (so for another benchmark)")
     parser.add_argument("--few-seeds", default="0")
     parser.add_argument("--learned", default=",".join(LEARNED), help="methods that learn from the one picture; or none")
     parser.add_argument("--look-toys", default="rufus,mimi,bruno,hazel,saffron,kiwi,bolt,dog-10", help="or none")
@@ -399,18 +433,31 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--cost-repeats", type=int, default=5, help="rounds; 0: not timed")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only-page", action="store_true", help="write the page from what the runs hold")
+    parser.add_argument("--benchmark", default="playroom", help="ds, or another one of `thisness bench run`")
+    parser.add_argument("--folder", default="", help="where your copy of it lies")
+    parser.add_argument("--base", default="playroom-sd", help="embedded name, local folder or hub id")
+    parser.add_argument("--metrics", default="", help="the benchmark's own by default")
+    parser.add_argument("--judge", default="", help="of another benchmark")
+    parser.add_argument("--masker", default="", help="of another benchmark: finds the subject in made pictures")
     given = parser.parse_args(words)
+    here = given.benchmark == "playroom"
+    if not here and given.few_subjects == FEW:
+        given.few_subjects = "none"  # those are the Playroom's
     code = 0 if given.only_page else make(given)
     if code not in (0, 1):
         return code
     masker = None
-    if given.masks or given.look_toys != "none":
+    if here and (given.masks or given.look_toys != "none"):
         from thisness.playroom.finder import playroom_masker
 
         masker = playroom_masker()
         if not given.only_page:
             look(given, masker, masker.base)
-    page(given.runs, given.page, masker if given.masks else None, given.masks)
+    elif not (here or given.only_page):
+        look(given, None, None)
+    page(
+        given.runs, given.page, masker if given.masks else None, given.masks and here, given.benchmark, given.base
+    )  # fmt: skip
     print(given.page)
     return code
 

@@ -27,13 +27,21 @@ def spec(method: str, weights: Path | None = None, **settings: Any) -> str:
 def bench(
     out: Path, size: str, asked: Mapping[str, str], *, subjects: str = "", seeds: str = "", families: str = "",
     judge: str = "oracle", sampling: str = "", workers: int = 2, base: str = "playroom-sd",
+    benchmark: str = "playroom", folder: str = "", metrics: str = "", masker: str = "",
 ) -> int:  # fmt: skip
-    """One run of `thisness bench run playroom`; 0 or 1 (some pictures could not be made): something is to be read."""
+    """One run of `thisness bench run`; 0 or 1 (some pictures could not be made): something is to be read.
+
+    benchmark, folder: whose pictures and sentences, and where the user's copy lies; sizes are the Playroom's.
+    """
     from thisness.cli import run as thisness
 
-    words = ["bench", "run", "playroom", "--size", size, "--out", str(out), "--workers", str(workers), "--base", base]
-    words += ["--recipes", ";".join(f"{label}={recipe}" for label, recipe in asked.items()), "--judge", judge]
-    for name, value in (("subjects", subjects), ("seeds", seeds), ("families", families), ("sampling", sampling)):
+    words = ["bench", "run", benchmark, "--out", str(out), "--workers", str(workers), "--base", base]
+    words += ["--recipes", ";".join(f"{label}={recipe}" for label, recipe in asked.items())]
+    said = {
+        "size": size if benchmark == "playroom" else "", "folder": folder, "judge": judge, "metrics": metrics,
+        "masker": masker, "subjects": subjects, "seeds": seeds, "families": families, "sampling": sampling,
+    }  # fmt: skip
+    for name, value in said.items():
         words += [f"--{name}", value] if value else []
     return thisness(words)
 

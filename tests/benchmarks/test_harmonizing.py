@@ -161,3 +161,26 @@ def picture_of(side):
     from PIL import Image
 
     return Image.new("RGB", (side, side), "red")
+
+
+def test_on_a_copy_of_ones_own(tmp_path):
+    """Another benchmark: no truth about poses, so claims by CLIP and identity alone, from real pictures."""
+    from thisness.evaluation.benchmarks import playroom
+
+    copy = tmp_path / "copy"
+    for number, name in enumerate(("one", "two")):
+        (copy / name).mkdir(parents=True)
+        toy = playroom.toy(number).load()
+        toy.images[0].save(copy / name / "0.png")
+    (copy / "subjects.csv").write_text("name,noun,live\none,dog,yes\ntwo,cat,yes\n")
+    (copy / "prompts.txt").write_text("pose | a {subject} sleeping\n")
+    words = ["--benchmark", "folder", "--folder", str(copy), "--hosts", "ip-adapter", "--learned", "none"]
+    words += ["--seeds", "0", "--sampling", "steps=1", "--metrics", "thisness", "--cost-repeats", "0"]
+    words += ["--workers", "1", "--runs", str(tmp_path / "runs"), "--page", str(tmp_path / "page" / "own.md")]
+    (tmp_path / "page").mkdir()
+    assert harmonizing.main(words) == 0
+    text = (tmp_path / "page" / "own.md").read_text()
+    assert text.startswith("# Harmonizing on folder") and "2 subjects, 1 seed, 20 pictures" in text
+    assert "oracle:" not in text and "Playroom" not in text.replace("playroom-", "")
+    assert verdict(text, "orchestration follows the text better") == "no verdict", "two subjects are too few"
+    assert (tmp_path / "page" / "own" / "ip-adapter-pictures.png").is_file()
