@@ -4,7 +4,13 @@ import hashlib
 import json
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from thisness.evaluation.judges import endpoint
+
+KEY = "sk-very-secret-0123"
 
 
 def chat(text, status=200, **headers):
@@ -66,3 +72,16 @@ class Server:
             handler.wfile.write(data)
         except OSError:
             pass  # whoever asked has gone
+
+
+@contextmanager
+def serving(monkeypatch) -> Iterator[Server]:
+    """The judge's endpoint is this server, until the test ends."""
+    running = Server()
+    monkeypatch.setenv("THISNESS_JUDGE_URL", running.url)
+    monkeypatch.setenv("THISNESS_JUDGE_MODEL", "tiny-judge")
+    monkeypatch.setenv("THISNESS_JUDGE_KEY", KEY)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+    yield running
+    running.http.shutdown()
+    running.http.server_close()

@@ -7,12 +7,11 @@ from statistics import fmean
 import pytest
 import tiny_flux
 import torch
-from evaluation.judge_server import Server, fair
+from evaluation.judge_server import fair, serving
 from PIL import Image
 
 from thisness import cli
 from thisness.bases import Base
-from thisness.evaluation.judges import endpoint
 from thisness.evaluation.results import read_run
 from thisness.methods.aligngen_training import Trainables, TrainingConfig, save_weights
 from thisness.methods.redux import open_redux
@@ -22,14 +21,8 @@ THINGS = {"animal/00": "cat", "object/11": "robot"}
 
 @pytest.fixture
 def server(monkeypatch):
-    running = Server()
-    monkeypatch.setenv("THISNESS_JUDGE_URL", running.url)
-    monkeypatch.setenv("THISNESS_JUDGE_MODEL", "tiny-judge")
-    monkeypatch.setenv("THISNESS_JUDGE_KEY", "sk-0")
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
+    with serving(monkeypatch) as running:
+        yield running
 
 
 @pytest.fixture

@@ -13,26 +13,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from evaluation.judge_server import Server, chat, fair
+from evaluation.judge_server import KEY, chat, fair, serving
 from evaluation.judged_items import items
 from PIL import Image
 
 from thisness.errors import ConfigurationError, UserError
 from thisness.evaluation.judges import announce, endpoint, make_judge
 
-KEY = "sk-very-secret-0123"
-
 
 @pytest.fixture
 def server(monkeypatch):
-    running = Server()
-    monkeypatch.setenv("THISNESS_JUDGE_URL", running.url)
-    monkeypatch.setenv("THISNESS_JUDGE_MODEL", "tiny-judge")
-    monkeypatch.setenv("THISNESS_JUDGE_KEY", KEY)
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
+    with serving(monkeypatch) as running:
+        yield running
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def _from_redux(
 ) -> Values:  # fmt: skip
     """Pictures drawn from Redux tokens in place of a sentence: what the judge reads right of the picture looked at."""
     from ..methods.redux import open_redux
-    from .recipes.flux import velocity
+    from .recipes.flux import sample_flux
     from .recipes.redux import looked_at
 
     progress("pictures drawn from Redux tokens")
@@ -117,21 +117,26 @@ def _from_redux(
     scenes = [random_scene(20_000_000 + 4 * number, "held-out", companion=0, styled=0) for number in range(count)]
     seen = render(scenes).images.float().div(127.5).sub(1)
     tokens = redux.embedder(redux.encoder(pixel_values=looked_at(seen)).last_hidden_state).image_embeds
-    x = torch.randn(count, 16, 16, 16, generator=torch.Generator().manual_seed(9))
-    pooled = words([""])[1]
-    out = []
-    for part, told in zip(x.split(32), tokens.split(32), strict=True):
-        for number in range(20, 0, -1):
-            time = torch.full((len(part),), number / 20)
-            step = velocity(pipe.transformer, part, time, told, pooled.expand(len(part), -1), torch.ones_like(time))
-            part = part - step / 20
-        out.append(part)
-    said = read(judge, pictures(torch.cat(out)))
+    told = _Told(tokens, words([""])[1])
+    drawn = sample_flux(pipe.transformer, told, list(range(count)), seed=9, embedded=True)
+    said = read(judge, pictures(drawn))
     truth = [labels(scene) for scene in scenes]
     return {
         name: (100 * sum(int(said[name][i]) == each[name] for i, each in enumerate(truth)) / count, count)
         for name in ("class", "background", "colour", "pose")
     }
+
+
+class _Told:
+    """Tokens in the place of sentences, as `Words` gives states and pooled states."""
+
+    device = "cpu"
+
+    def __init__(self, tokens: Tensor, pooled: Tensor) -> None:
+        self.tokens, self.pooled = tokens, pooled
+
+    def __call__(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
+        return self.tokens[numbers], self.pooled.expand(len(numbers), -1)
 
 
 class _Parts:

@@ -275,12 +275,13 @@ def write_preview(vae: Any, latents: Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def sample_flux(
-    transformer: Any, words: Words, sentences: list[str], *, steps: int = 20, guidance: float = GUIDED, seed: int = 0,
+    transformer: Any, words: Any, sentences: list[Any], *, steps: int = 20, guidance: float = GUIDED, seed: int = 0,
     embedded: bool = False,
 ) -> Tensor:  # fmt: skip
     """Euler's steps, for measuring while training (people's pictures come from `thisness.generate`).
 
     Args:
+        words: `Words`, or what gives states and pooled states of other things than sentences.
         embedded: guidance is an input; else both branches run.
 
     Returns:

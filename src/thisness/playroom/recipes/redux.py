@@ -49,8 +49,10 @@ REDUX = LoopConfig(
 )
 SPOKEN = 2000
 """Steps without the transformer, on larger batches of pictures whose toys look anyhow."""
-WEIGHTS = {"features": 0.5, "read": 0.3, "words": 0.3}
-"""Of the guidance by the teacher, and of the heads on tokens and on T5's states; the rest counts as it is."""
+SPOKEN_WEIGHTS = {"features": 0.5, "read": 0.3, "words": 0.3, "state": 1.0}
+DRAWN_WEIGHTS = {"features": 0.5, "read": 0.02, "main": 1.0}
+"""Of the guidance by the teacher, of the heads on tokens and on T5's states, of the distance to these; then beside the
+loss through the transformer, whose gradient is small."""
 
 
 def looked_at(pictures: Tensor) -> Tensor:
@@ -115,8 +117,10 @@ class ReduxTask(Task):
         )
 
     def loss(self, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        parts = self._spoken(rng) if step < self.spoken_steps else self._drawn(rng)
-        total = torch.stack([WEIGHTS.get(name, 1.0) * value for name, value in parts.items()]).sum()
+        early = step < self.spoken_steps
+        parts = self._spoken(rng) if early else self._drawn(rng)
+        weights = SPOKEN_WEIGHTS if early else DRAWN_WEIGHTS
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         return {"loss": total, **{name: value.detach() for name, value in parts.items()}}
 
     def _spoken(self, rng: torch.Generator) -> dict[str, Tensor]:
