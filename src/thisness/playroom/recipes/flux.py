@@ -295,8 +295,8 @@ def sample_flux(
             part = sentences[start : start + 32]
             scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
             x = torch.randn(len(part), CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=generator).to(words.device)
-            told = words(part)
-            both = told if embedded else words([""] * len(part) + part)
+            told: tuple[Tensor, Tensor] = words(part)
+            both: tuple[Tensor, Tensor] = told if embedded else words([""] * len(part) + part)
             for time in scheduler.timesteps:
                 t = (time / 1000).expand(len(both[0])).to(words.device)
                 if embedded:
