@@ -172,6 +172,7 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
         added = {"alpha by sentence": "auto", "strength by dimension": "weights-context", "prevention": "keep-meaning"}
         compared_at = [(title, metric) for title, metric in METRICS if metric in ("oracle:follow", "clip-t-context")]
         text += tea_equal.section(by, [SWEPT, "norm-alone", *swung], added, compared_at, "dino-i")
+        text += tea_equal.unchanged(by, "auto", SWEPT, "norm-alone", *across)
     text += tea_collapse.section(
         {method: run.folder / "concepts" / method for method in TRACKED}, figures / "collapse.png"
     )

@@ -69,3 +69,25 @@ def section(
             asked = f"{title}, {label} - plain TEA: higher" + (f" ({outside} toys outside)" if outside else "")
             lines.append(line(f"{says}: {title}", asked, "ours", over_toys(list(found.values()), "higher")))
     return [*lines, ""]
+
+
+def unchanged(
+    rows: Mapping[str, Sequence[Scored]], label: str, plain: str, beside: str, metric: str, title: str
+) -> list[str]:
+    """How often a recipe made the picture that it makes without doing anything, and what another one gives there."""
+    import numpy as np
+    from runs import opened
+
+    from thisness.evaluation.statistics import by_key, estimate
+
+    keyed = [by_key(rows.get(each, ())) for each in (label, plain, beside)]
+    shared = [key for key in keyed[0] if all(key in each and each[key].image for each in keyed)]
+    same = [
+        key for key in shared
+        if np.array_equal(np.asarray(opened(keyed[0][key].image)), np.asarray(opened(keyed[1][key].image)))
+    ]  # fmt: skip
+    if not same:
+        return []
+    own, other = (estimate([each[key] for key in same], metric).mean for each in (keyed[0], keyed[2]))
+    says = f"In {len(same)} of {len(shared)} pictures `{label}` is the same as `{plain}`"
+    return [f"{says}; over these {title} is {own:.2f}, by `{beside}` {other:.2f} (means over toys).", ""]

@@ -2,7 +2,7 @@
 
 import pytest
 import tea_equal
-from evaluation.synthetic import row
+from evaluation.synthetic import picture, row
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,15 @@ def test_the_verdict_is_by_the_common_rule():
     said = [each for each in text if each.startswith("| more")]
     assert len(said) == 1 and said[0].endswith("**seen** |") and "+0.070" in said[0]
     assert not tea_equal.section(planted(0.07), ["a", "missing"], named, [("followed", "follow")], "identity")
+
+
+def test_pictures_that_nothing_was_done_to_are_counted(tmp_path):
+    rows = {"plain": [], "auto": [], "norm": []}
+    for seed in range(3):
+        same = picture(tmp_path / f"{seed}.png", "red")
+        other = picture(tmp_path / f"{seed}-other.png", "blue")
+        for label, image, value in (("plain", same, 0.4), ("auto", other if seed else same, 0.4), ("norm", other, 0.6)):
+            rows[label].append(row(label, "toy", "case", seed, {"follow": value}, image=image))
+    (said, _) = tea_equal.unchanged(rows, "auto", "plain", "norm", "follow", "followed")
+    assert said.startswith("In 1 of 3 pictures `auto` is the same as `plain`") and "0.40, by `norm` 0.60" in said
+    assert not tea_equal.unchanged(rows, "norm", "plain", "auto", "follow", "followed")
