@@ -8,7 +8,7 @@ at the extension's identity. So for each toy the sweep is read there, in straigh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from claims import HEAD, line, over_toys
 
@@ -82,10 +82,12 @@ def unchanged(
 
     keyed = [by_key(rows.get(each, ())) for each in (label, plain, beside)]
     shared = [key for key in keyed[0] if all(key in each and each[key].image for each in keyed)]
-    same = [
-        key for key in shared
-        if np.array_equal(np.asarray(opened(keyed[0][key].image)), np.asarray(opened(keyed[1][key].image)))
-    ]  # fmt: skip
+
+    def pixels(row: Scored) -> Any:
+        assert row.image is not None
+        return np.asarray(opened(row.image))
+
+    same = [key for key in shared if np.array_equal(pixels(keyed[0][key]), pixels(keyed[1][key]))]
     if not same:
         return []
     own, other = (estimate([each[key] for key in same], metric).mean for each in (keyed[0], keyed[2]))
