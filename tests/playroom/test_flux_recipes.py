@@ -187,8 +187,6 @@ def test_redux_is_drawn_to_what_the_caption_says(parts: Any, data: PlayroomData)
     task.on_start(torch.device("cpu"))
     rng = torch.Generator().manual_seed(0)
     rows = torch.randint(0, len(data), (4,), generator=torch.Generator().manual_seed(0)).numpy()
-    words = Random(int(torch.randint(0, 1 << 40, (), generator=(again := torch.Generator().manual_seed(0)))))
-    del words, again
     right = task.said(data, rows, Random(0))
     looked = task.looked
     for tokens, near in ((right, True), (right.roll(1, 0), False)):
