@@ -4,19 +4,18 @@
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/ip_adapter.py --full --steps 2 --repeats 3
 
 The same random adapter on the same base, the same picture's features, the same noise; in the same process, in turns.
-What is timed is the sampling, from the sentence to latents; the latents are compared, too. `--full`: a random SD 1.5
-UNet in its full size with latents of 32x32 (256 px) instead of the embedded base (8 GB of memory).
+What is timed is the sampling, from the sentence to latents; the latents are compared, too. `--full`: SD 1.5 in its full
+size with random weights and latents of 32x32 (256 px) instead of the embedded base (8 GB of memory; full_size.py).
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
+from full_size import full_size
 from measure import interleaved, median_ratio, parser, report, spread
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from thisness.methods.ip_adapter_weights import AdapterWeights
 from thisness.sampling import SamplingOptions, sample
 
 PROMPT = "a photo of a dog sleeping on the beach"
-LATENTS = 32  # side, in full size
+SIDE = 256  # in full size
 SIZES = {"small": (192, 160, 64, 1), "full": (1024, 1280, 768, 12)}  # pooled, hidden, width of the resampler, heads
 
 
@@ -46,27 +45,6 @@ def random_adapter(method: str, base: Base, size: str) -> dict[str, Tensor]:
     return tensors
 
 
-def full_size() -> Base:
-    """A random SD 1.5 UNet with a tiny text encoder and VAE: only the denoiser is timed."""
-    import sys
-    from importlib import import_module
-
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-
-    tests = Path(__file__).parents[1] / "tests"
-    sys.path.insert(0, str(tests))
-    tiny: Any = import_module("tiny")
-
-    config = json.loads((tests / "data" / "sd15.json").read_text(encoding="utf-8"))["unet"]
-    tokens = tiny.tokenizer(length=77)
-    pipe = StableDiffusionPipeline(
-        tokenizer=tokens, unet=UNet2DConditionModel.from_config(config), vae=tiny.vae(), scheduler=tiny.scheduler(),
-        text_encoder=tiny.text_encoder(tokens, 768), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-    return Base.from_pipeline(pipe, name="sd15-random")
-
-
 def main() -> None:
     options = parser(str(__doc__), repeats=9)
     options.add_argument("--full", action="store_true", help="a random SD 1.5 UNet in full size")
@@ -74,9 +52,9 @@ def main() -> None:
     options.add_argument("--batches", type=int, nargs="+", default=[1])
     given = options.parse_args()
     torch.manual_seed(0)
-    base = full_size() if given.full else load_base("playroom-sd")
+    base = full_size("sd1.5") if given.full else load_base("playroom-sd")
     size = "full" if given.full else "small"
-    side = LATENTS * 2 if given.full else base.resolution  # the tiny VAE has 2 pixels for each latent
+    side = SIDE if given.full else base.resolution
     sampling = SamplingOptions(steps=given.steps, guidance=3.0, scheduler="ddim", height=side, width=side)
     rows = []
     for method in ("ip-adapter", "ip-adapter-plus"):

@@ -1,6 +1,7 @@
 """Our sampler against the stock diffusers pipeline: wall time of the same picture, prompt to pixels.
 
     .venv/bin/python benchmarks/sampler.py
+    .venv/bin/python benchmarks/sampler.py --base random:sd1.5 --device cuda --dtype bfloat16
 
 Both make the same pictures from the same seeds in the same process, in turns; the pictures are compared, too.
 Target: at most 1.02 times the stock pipeline's time.
@@ -12,9 +13,9 @@ import statistics
 
 import numpy as np
 import torch
+from full_size import opened
 from measure import interleaved, median_ratio, parser, report, spread
 
-from thisness.bases import load_base
 from thisness.generation import generate
 from thisness.sampling import SamplingOptions
 
@@ -24,13 +25,14 @@ PROMPT = "a photo of a brown dog sitting on the beach"
 
 def main() -> None:
     options = parser(str(__doc__), repeats=15)
-    options.add_argument("--base", default="playroom-sd", help="embedded name, local folder or hub id")
+    options.add_argument("--base", default="playroom-sd", help="embedded name, local folder, hub id, random:sd1.5")
     options.add_argument("--steps", type=int, default=20, help="sampling steps")
     options.add_argument("--guidance", type=float, default=3.0)
     options.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="batch sizes to measure")
     options.add_argument("--device", default="cpu")
+    options.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     given = options.parse_args()
-    base = load_base(given.base, device=given.device)
+    base = opened(given.base, given.device, given.dtype)
     pipe = base.to_pipeline()
     pipe.set_progress_bar_config(disable=True)
     sampling = SamplingOptions(steps=given.steps, guidance=given.guidance)

@@ -5,8 +5,11 @@ import json
 import os
 import sys
 
+import ezigen_cost
+import full_size
 import measure
 import pytest
+import torch
 
 
 def run(monkeypatch, name, path, *words):
@@ -81,3 +84,31 @@ def test_renderer_counts_pictures(monkeypatch, tmp_path):
     words = ["--pictures", 8, "--size", 32, "--repeats", 1, "--plain-only", "--threads", 1]
     result = run(monkeypatch, "renderer", tmp_path / "x.json", *words)
     assert [row["renderer"] for row in result["rows"]] == ["plain"] and result["rows"][0]["pictures/s"] > 0
+
+
+@pytest.mark.parametrize(("name", "published"), [("sd1.5", 859_520_964), ("sd2.1-base", 865_910_724)])
+def test_random_denoisers_have_as_many_numbers_as_the_published_ones(name, published):
+    with torch.device("meta"):
+        assert sum(each.numel() for each in full_size.unet(name).parameters()) == published
+
+
+def test_a_model_of_random_weights_is_measured_as_any_other(monkeypatch, tmp_path):
+    """Oracle: EZIGen's calls by the paper's formula, and the released procedure's pixels."""
+    small = {"block_out_channels": (32, 64), "norm_num_groups": 8}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "layers_per_block": 1}
+    blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 32}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"unet": {**small, **blocks, "attention_head_dim": 2, "sample_size": 32}, "text": text, "scheduler": {}}
+    monkeypatch.setitem(full_size.SIZES, "small", sizes)
+    coders = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    monkeypatch.setattr(full_size, "VAE", {**full_size.VAE, **small, **coders, "layers_per_block": 1})
+    base = full_size.opened("random:small")
+    with pytest.raises(KeyError):
+        full_size.opened("random:sd9")
+    assert base.name == "small of random weights" and base.resolution == 64
+    same = full_size.opened("random:small")
+    assert same.signature == base.signature, "same seed, same weights"
+    found = ezigen_cost.run(None, 5, 1, tmp_path / "x.json", "random:small", side=32)
+    assert found["same_pixels"] and [row["calls"] for row in found["rows"]] == [22, 12, 12]
+    assert all(row["calls"] == row["by the formula"] for row in found["rows"])
+    assert "32 px, float32 on cpu: 5 steps" in found["title"]

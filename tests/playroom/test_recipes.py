@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from thisness.errors import UserError
+from thisness.files import load_tensors, save_tensors
 from thisness.playroom.captions import ALWAYS, ATTRIBUTES, UNKNOWN, caption
 from thisness.playroom.data import PlayroomData, label_table
 from thisness.playroom.recipes import campaign
@@ -215,6 +216,33 @@ def test_campaign_says_what_must_come_first_and_what_there_is(tmp_path: Path) ->
         campaign.run("unet", place)
     with pytest.raises(UserError, match="did you mean 'judge'"):
         campaign.run("jugde", place)
+
+
+def test_assembling_says_what_it_changes_and_leaves_the_rest(tmp_path: Path) -> None:
+    place, target = Workplace(tmp_path / "train"), tmp_path / "weights"
+
+    def trained(name: str, value: float) -> None:
+        place.built(name).mkdir(parents=True, exist_ok=True)
+        save_tensors(place.built(name) / "model.safetensors", {"x": torch.full((2,), value)}, {"format": "pt"})
+        (place.built(name) / "config.json").write_text("{}")
+
+    with pytest.raises(UserError, match="nothing trained in .*train all"):
+        campaign.assemble(place, target)
+    trained("clip", 1.0)
+    trained("finder", 1.0)
+    assert campaign.assemble(place, target) == {"clip": "new", "finder": "new"}
+    trained("clip", 2.0)
+    trained("finder", 2.0)
+    said: list[str] = []
+    assert campaign.run("assemble", place, target=target, only=["clip"], say=said.append)
+    assert said == ["clip: changed"]
+    kept = {name: float(load_tensors(target / name / "model.safetensors")["x"][0]) for name in ("clip", "finder")}
+    assert kept == {"clip": 2.0, "finder": 1.0}
+    assert campaign.assemble(place, target) == {"clip": "as before", "finder": "changed"}
+    with pytest.raises(UserError, match="elite not trained"):
+        campaign.assemble(place, target, ["clip", "elite"])
+    with pytest.raises(UserError, match="no weights are called 'clop'.*did you mean 'clip'"):
+        campaign.assemble(place, target, ["clop"])
 
 
 def test_adopted_weights_are_where_the_next_training_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

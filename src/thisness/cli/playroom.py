@@ -75,6 +75,7 @@ def train(
     ] = "all",
     folder: Annotated[Path, typer.Option(help="Where checkpoints, data and logs lie.")] = Path(".train"),
     target: Annotated[Path | None, typer.Option(help="Where assemble writes; by default into the package.")] = None,
+    only: Annotated[str, typer.Option(help="What assemble writes, by commas: judge,clip; all that is trained.")] = "",
     pictures: Annotated[int, typer.Option(min=2048, help="Rendered training pictures.")] = 65536,
     workers: Annotated[int, typer.Option(min=1, help="Processes that render and encode.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the training process itself.")] = 1,
@@ -90,7 +91,10 @@ def train(
 
     torch.set_num_threads(threads)
     place = Workplace(folder, pictures, workers, device)
-    finished = run(what, place, steps=steps, stop_after=stop_after, target=target or WEIGHTS)
+    chosen = [name.strip() for name in only.split(",") if name.strip()]
+    finished = run(
+        what, place, steps=steps, stop_after=stop_after, target=target or WEIGHTS, only=chosen, say=typer.echo
+    )
     typer.echo(f"{what}: finished" if finished else f"{what}: stopped; the same command goes on")
 
 

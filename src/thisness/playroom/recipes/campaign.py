@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ...errors import UserError, nearest
-from ...files import write_json
+from ...files import sha256, write_json
 from ...training.loop import LoopConfig, Task, train
 from ..models import Reader, load_vision_and_words, make_scheduler, save_clip
 from . import finder, flux_campaign
@@ -288,29 +288,66 @@ def snapshot(place: Workplace) -> Path | None:
     return folder
 
 
-def assemble(place: Workplace, target: Path = WEIGHTS) -> None:
+SHIPPED = (
+    "playroom-sd", "judge", "clip", "identity", "elite", "blip-diffusion", "ezigen", "ip-adapter", "ip-adapter-plus",
+    "finder", *flux_campaign.SHIPPED,
+)  # fmt: skip
+"""Folders of the package's weights."""
+
+
+def assemble(place: Workplace, target: Path = WEIGHTS, only: Collection[str] = ()) -> dict[str, str]:
     """Write what is trained as fp16 safetensors that plain diffusers and transformers read in fp32.
 
     `playroom-sd` is written with the finished UNet, or with the averages of the newest checkpoint.
 
+    Args:
+        place: where it was trained.
+        target: with a folder for each.
+        only: of `SHIPPED`; all that is trained where empty.
+
+    Returns:
+        By folder "new", "changed" or "as before": what is written there is what lies in `place`, whether better or not.
+
     Raises:
-        UserError: nothing is trained yet.
+        UserError: an unknown name, one that is asked for and not trained, or nothing is trained yet.
     """
+    for name in only:
+        if name not in SHIPPED:
+            raise UserError(f"no weights are called {name!r}{nearest(name, SHIPPED)}: use {', '.join(SHIPPED)}")
 
-    def there(name: str) -> bool:
-        return (place.built(name) / "config.json").exists()
+    asked = [name for name in SHIPPED if not only or name in only]
+    before = {name: fingerprint(target / name) for name in asked}
+    written = [name for name in asked if _write(name, place, target)]
+    missing = [name for name in only if name not in written]
+    if missing or not written:
+        said = f"{' and '.join(missing)} not" if missing else "nothing"
+        raise UserError(f"{said} trained in {place.root} yet: thisness playroom train all")
+    now = {name: fingerprint(target / name) for name in written}
+    return {
+        name: "new" if not before[name] else "as before" if now[name] == before[name] else "changed" for name in written
+    }
 
-    unet = place.built("unet") if there("unet") else snapshot(place)
-    if unet:
-        _assemble_stable_diffusion(Parts(place), unet, target / "playroom-sd")
-    if judge := there("judge"):
-        Reader.load(place.built("judge")).save(target / "judge")
-    names = ("clip", "identity", "elite", "blip-diffusion", "ezigen", "ip-adapter", "ip-adapter-plus", "finder")
-    shipped = [name for name in names if there(name)]
-    for name in shipped:
+
+def _write(name: str, place: Workplace, target: Path) -> bool:
+    """Whether there was something to write."""
+    trained = (place.built(name) / "config.json").exists()
+    if name == "playroom-sd":
+        unet = place.built("unet") if (place.built("unet") / "config.json").exists() else snapshot(place)
+        if unet:
+            _assemble_stable_diffusion(Parts(place), unet, target / name)
+        return unet is not None
+    if name == flux_campaign.FOLDER:
+        return flux_campaign.assemble(place, target / name)
+    if trained and name == "judge":
+        Reader.load(place.built(name)).save(target / name)
+    elif trained:
         flux_campaign.ship(place.built(name), target / name)
-    if not any([unet, judge, shipped, flux_campaign.assemble(place, target)]):
-        raise UserError(f"nothing in {place.root} is trained yet: thisness playroom train all")
+    return trained
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """SHA-256 of a folder's files by their names; empty where there is none."""
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _assemble_stable_diffusion(parts: Parts, unet: Path, folder: Path) -> None:
@@ -354,8 +391,9 @@ STEPS: dict[str, Callable[..., bool]] = {
 
 
 def run(
-    what: str, place: Workplace, *, steps: int | None = None, stop_after: float | None = None, target: Path = WEIGHTS
-) -> bool:
+    what: str, place: Workplace, *, steps: int | None = None, stop_after: float | None = None, target: Path = WEIGHTS,
+    only: Collection[str] = (), say: Callable[[str], object] = lambda line: None,
+) -> bool:  # fmt: skip
     """Train one model or `all`.
 
     Args:
@@ -366,6 +404,8 @@ def run(
         stop_after: seconds after which training stops with a checkpoint (False is returned; the same call goes on
             later).
         target: where `assemble` writes what is trained.
+        only: what of it `assemble` writes; see there.
+        say: is told what `assemble` did.
 
     Returns:
         Whether everything asked for is finished.
@@ -409,7 +449,8 @@ def run(
         elif name == "adopt":
             adopt(place)
         elif name == "assemble":
-            assemble(place, target)
+            for folder, change in assemble(place, target, only).items():
+                say(f"{folder}: {change}")
         elif not STEPS[name](place, steps=steps, stop_after=stop_after):
             return False
     return True

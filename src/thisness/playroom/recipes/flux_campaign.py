@@ -42,6 +42,7 @@ NEEDS = {
     "aligngen": ["flux-vae", "redux"],
 }
 FOLDER = "playroom-flux"
+SHIPPED = (FOLDER, "redux", "ominicontrol", "aligngen")
 
 
 class FluxParts:
@@ -194,7 +195,7 @@ def train_references(name: str, place: Workplace, steps: int | None = None, stop
     return done
 
 
-def assemble(place: Workplace, target: Path) -> bool:
+def assemble(place: Workplace, folder: Path) -> bool:
     """Write `playroom-flux` as fp16 safetensors that plain diffusers reads in fp32; False without its transformer."""
     from diffusers import FluxPipeline
 
@@ -204,7 +205,6 @@ def assemble(place: Workplace, target: Path) -> bool:
     if not trained:
         return False
     parts = FluxParts(place)
-    folder = target / FOLDER
     FluxPipeline(
         scheduler=make_flow_scheduler(),
         vae=parts.vae.half(),
@@ -217,9 +217,6 @@ def assemble(place: Workplace, target: Path) -> bool:
     for name in ("text_encoder", "text_encoder_2"):  # transformers would load these in half precision
         config = json.loads((folder / name / "config.json").read_text())
         write_json(folder / name / "config.json", config | {"dtype": "float32"})
-    for name in ("redux", "ominicontrol", "aligngen"):
-        if (place.built(name) / "config.json").exists():
-            ship(place.built(name), target / name)
     return True
 
 
