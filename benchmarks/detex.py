@@ -57,7 +57,20 @@ def run(out: Path, size: str, recipes: str, subjects: str, seeds: str, workers: 
     """One run; 0 or 1 (some pictures could not be made) if there is something to read."""
     from thisness.cli import run as thisness
 
-    words = ["bench", "run", "playroom", "--size", size, "--recipes", recipes, "--judge", JUDGE, "--out", str(out)]
+    words = [
+        "bench",
+        "run",
+        "playroom",
+        "--extend",
+        "--size",
+        size,
+        "--recipes",
+        recipes,
+        "--judge",
+        JUDGE,
+        "--out",
+        str(out),
+    ]
     words += ["--workers", str(workers)]
     words += ["--subjects", subjects] if subjects else []
     return thisness([*words, "--seeds", seeds] if seeds else words)

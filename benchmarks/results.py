@@ -68,7 +68,18 @@ def main(words: list[str] | None = None) -> int:
 
     code = 0
     if not given.only_page:
-        asked = ["bench", "run", "playroom", "--size", given.size, "--recipes", given.recipes, "--judge", "oracle"]
+        asked = [
+            "bench",
+            "run",
+            "playroom",
+            "--extend",
+            "--size",
+            given.size,
+            "--recipes",
+            given.recipes,
+            "--judge",
+            "oracle",
+        ]
         code = run([*asked, "--workers", str(given.workers), "--out", str(given.run)])
     if code in (0, 1):  # 1: some pictures could not be made; the page says which
         for path in publish(given.run, given.page):

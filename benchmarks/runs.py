@@ -35,7 +35,7 @@ def bench(
     """
     from thisness.cli import run as thisness
 
-    words = ["bench", "run", benchmark, "--out", str(out), "--workers", str(workers), "--base", base]
+    words = ["bench", "run", benchmark, "--extend", "--out", str(out), "--workers", str(workers), "--base", base]
     words += ["--recipes", ";".join(f"{label}={recipe}" for label, recipe in asked.items())]
     said = {
         "size": size if benchmark == "playroom" else "", "folder": folder, "judge": judge, "metrics": metrics,

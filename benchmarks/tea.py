@@ -251,7 +251,7 @@ def run(out: Path, asked: Mapping[str, str], subjects: str, seeds: str, workers:
     """0 or 1 (some pictures could not be made) if there is something to read."""
     from thisness.cli import run as thisness
 
-    typed = ["bench", "run", "playroom", "--size", "full", "--families", "two-part", "--subjects", subjects]
+    typed = ["bench", "run", "playroom", "--extend", "--size", "full", "--families", "two-part", "--subjects", subjects]
     typed += ["--recipes", ";".join(f"{label}={recipe}" for label, recipe in asked.items()), "--seeds", seeds]
     return thisness([*typed, "--judge", "oracle:columns=follow", "--workers", str(workers), "--out", str(out)])
 

@@ -8,7 +8,7 @@ import pytest
 from evaluation import toys
 
 from thisness.errors import ConfigurationError
-from thisness.evaluation.plan import Settled, make_plan, narrowed, plan_text
+from thisness.evaluation.plan import Settled, batches_of, make_plan, narrowed, plan_text
 from thisness.evaluation.recipes import parse_recipe, parse_recipes, resolved, split_recipes
 from thisness.recipe import Spec
 
@@ -26,7 +26,20 @@ def bench(tmp_path):
 
 
 def planned(bench, recipes, hashes=HASHES, signature="s", batch_size=2):
-    return make_plan(bench, recipes, hashes, signature, batch_size)
+    return make_plan(bench, recipes, hashes, signature, batches_of(bench.seeds, batch_size))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "kept", "found"),
+    [
+        ((0, 1, 2), (), [(0, 1), (2,)]),
+        ((0, 1, 2), [(0,)], [(0,), (1, 2)]),
+        ((3, 0, 2, 1, 4), [(0, 2)], [(0, 2), (3, 1), (4,)]),
+        ((0, 1), [(0, 2)], [(0, 1)]),
+    ],
+)
+def test_seeds_that_were_made_together_stay_together(seeds, kept, found):
+    assert batches_of(seeds, 2, kept) == found
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,62 @@ def test_another_plan_is_refused_with_what_differs(copy, base, bench):
         go(base, bench, copy, threads=2)
 
 
+def test_a_run_is_extended_and_keeps_what_it_has(base, bench, tmp_path, monkeypatch):
+    """Oracle: the run of everything, made at once; counted calls."""
+    all_of_it = {"recipes": [*SMALL["recipes"], "longer=base+sampling:steps=3"], "subjects": ()}
+    assert go(base, bench, tmp_path / "at once", **all_of_it).whole
+    out = tmp_path / "run"
+    assert go(base, bench, out, recipes=SMALL["recipes"][:1]).whole
+    with pytest.raises(ConfigurationError, match="another run .*add the rest with --extend"):
+        go(base, bench, out, **all_of_it)
+    before, begun = look(out), json.loads((out / "run.json").read_text())
+    counting = Counting(monkeypatch)
+    assert go(base, bench, out, **all_of_it, extend=True).whole
+    assert look(out) == look(tmp_path / "at once") and before[0].items() <= look(out)[0].items()
+    assert not {Path(name).stem for name in before[0]} & set(counting.made), "nothing was made twice"
+    counting.made.clear()
+    assert go(base, bench, out, **all_of_it).whole and not counting.made, "from now on it is that run"
+    assert json.loads((out / "run.json").read_text())["environment"] == begun["environment"]
+
+
+def test_further_seeds_leave_the_batches_that_were_made(copy, base, bench, monkeypatch):
+    before = look(copy)[0]
+    counting = Counting(monkeypatch)
+    assert go(base, bench, copy, seeds=[0, 1, 2], extend=True).whole
+    assert before.items() <= look(copy)[0].items() and len(look(copy)[0]) == 1.5 * len(before)
+    assert not {Path(name).stem for name in before} & set(counting.made)
+    assert go(base, bench, copy, seeds=[0, 1, 2]).made == 0
+
+
+def test_an_extension_that_would_lose_something_is_refused(copy, base, bench):
+    before = {path: path.read_bytes() for path in copy.rglob("*.json*")}
+    with pytest.raises(ConfigurationError, match="cannot be extended .*not asked for: recipe words.*ask for all"):
+        go(base, bench, copy, recipes=SMALL["recipes"][:1], subjects=(), extend=True)
+    with pytest.raises(ConfigurationError, match="cannot be extended .*not asked for: seed 1"):
+        go(base, bench, copy, seeds=[0, 2], extend=True)
+    with pytest.raises(ConfigurationError, match="cannot be extended .*words.learning.steps: 2 there, 3 here"):
+        changed = [SMALL["recipes"][0], toys.RECIPES[1].replace("steps=2+", "steps=3+")]
+        go(base, bench, copy, recipes=changed, seeds=[0, 1, 2], extend=True)
+    with pytest.raises(ConfigurationError, match="cannot be extended .*threads: 1 there, 2 here"):
+        go(base, bench, copy, subjects=(), threads=2, extend=True)
+    assert {path: path.read_bytes() for path in copy.rglob("*.json*")} == before
+
+
+def test_an_extension_that_was_cut_short_is_typed_again(copy, base, bench, monkeypatch):
+    from thisness.evaluation import starting
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="gone"):
+
+        def killed(path, data):
+            raise OSError("the machine is gone")
+
+        patch.setattr(starting, "write_json", killed)
+        go(base, bench, copy, seeds=[0, 1, 2], extend=True)
+    with pytest.raises(UserError, match="--extend again"):
+        go(base, bench, copy)
+    assert go(base, bench, copy, seeds=[0, 1, 2], extend=True).whole
+
+
 def test_a_recipe_that_fails_on_one_subject_leaves_the_rest(base, bench, tmp_path, monkeypatch):
     from thisness.evaluation.learning import Learned
 

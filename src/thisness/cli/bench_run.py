@@ -53,6 +53,9 @@ def run(
         int | None, typer.Option(min=1, max=1024, help="Processes with a model each; one a core or accelerator.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Of each worker on the CPU; decides the last bits.")] = 1,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Keep what FOLDER has, and add more recipes, subjects, prompts or seeds.")
+    ] = False,
     stop_after: Annotated[
         float | None, typer.Option(min=0.0, metavar="SECONDS", help="Stop then; the same command goes on.")
     ] = None,
@@ -99,6 +102,7 @@ def run(
             seeds=numbers,
             batch_size=batch_size,
             sampling=settings,
+            extend=extend,
             stop_after=stop_after,
             command=shlex.join([*program().split(), *sys.argv[1:]]) if sys.argv[1:2] == ["bench"] else "",
         )

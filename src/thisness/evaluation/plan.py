@@ -96,7 +96,11 @@ class Settled:
 
 
 def make_plan(
-    benchmark: Benchmark, recipes: Sequence[Settled], hashes: Mapping[str, str], signature: str, batch_size: int
+    benchmark: Benchmark,
+    recipes: Sequence[Settled],
+    hashes: Mapping[str, str],
+    signature: str,
+    batches: Sequence[Sequence[int]],
 ) -> tuple[Row, ...]:
     """All pictures of a run: by recipe, then as the benchmark lists its cases, then by seed.
 
@@ -104,11 +108,11 @@ def make_plan(
     one that does; what the plain base makes of it is planned beside it, unless a recipe makes it anyway.
 
     Args:
-        benchmark: subjects, cases, seeds.
+        benchmark: subjects, cases.
         recipes: labels are unique.
         hashes: of each subject's pictures, by its name.
         signature: of the base.
-        batch_size: pictures made at once, at most.
+        batches: seeds of which pictures are made at once; see `batches_of`.
 
     Raises:
         ConfigurationError: two recipes are the same.
@@ -120,8 +124,8 @@ def make_plan(
             if not {each.partition(":")[0] for each in case.keep} <= settled.keeps:
                 continue
             for slots in _slots(case, settled, benchmark):
-                for seeds in _batches(benchmark.seeds, batch_size):
-                    for row in _rows(benchmark, case, settled, slots, seeds, hashes, signature):
+                for seeds in batches:
+                    for row in _rows(benchmark, case, settled, slots, tuple(seeds), hashes, signature):
                         if row.id in rows and rows[row.id].recipe != row.recipe:
                             same[row.recipe] = rows[row.id].recipe
                         rows.setdefault(row.id, row)
@@ -187,8 +191,20 @@ def _slots(case: Case, settled: Settled, benchmark: Benchmark) -> list[tuple[tup
     return [((ALONE, subject.name),) for subject in benchmark.subjects]
 
 
-def _batches(seeds: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    return [tuple(seeds[start : start + size]) for start in range(0, len(seeds), size)]
+def batches_of(seeds: Sequence[int], size: int, kept: Sequence[Sequence[int]] = ()) -> list[tuple[int, ...]]:
+    """Seeds whose pictures are made at once.
+
+    Args:
+        seeds: all of them.
+        size: of a batch, at most.
+        kept: batches of a run that is extended, which stay as they are, with their pictures, where all their seeds are
+            still asked for.
+    """
+    known = {seed for batch in kept for seed in batch}
+    if not known <= set(seeds):
+        kept, known = (), set()
+    rest = [seed for seed in seeds if seed not in known]
+    return [*(tuple(batch) for batch in kept), *(tuple(rest[at : at + size]) for at in range(0, len(rest), size))]
 
 
 def _rows(

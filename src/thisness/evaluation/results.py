@@ -197,7 +197,9 @@ def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Entry]:
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read ({error.strerror}): start anew in another folder") from error
     if sha256(data) != about["plan"]:
-        raise ArtefactError(f"{path} is not as it was written: start anew in another folder")
+        raise ArtefactError(
+            f"{path} is not as it was written: type --extend again if that was cut short, or start anew elsewhere"
+        )
     return [json.loads(line) for line in data.decode("utf-8").splitlines()]
 
 

@@ -56,6 +56,7 @@ def run_benchmark(
     seeds: Sequence[int] = (),
     batch_size: int = 4,
     sampling: Mapping[str, Any] | None = None,
+    extend: bool = False,
     stop_after: float | None = None,
     progress: bool = True,
     command: str = "",
@@ -83,6 +84,7 @@ def run_benchmark(
         subjects, families, seeds: only these; () for the benchmark's own.
         batch_size: pictures made at once, at most.
         sampling: settings of the sampler for all recipes; a recipe's own win.
+        extend: where `out` holds a part of what is asked for, keep it and make the rest; else such a folder is refused.
         stop_after: seconds after which to stop; the same call goes on.
         progress: bars on stderr.
         command: noted in the run.
@@ -111,7 +113,7 @@ def run_benchmark(
     out.mkdir(parents=True, exist_ok=True)
     with running(out):
         begun = start(
-            out, benchmark, chosen, base, device, dtype, threads or 1, batch_size, sampling, command, progress
+            out, benchmark, chosen, base, device, dtype, threads or 1, batch_size, sampling, command, progress, extend
         )
         setup = Setup(
             base=base if begun.opened is None or workers > 1 or engine != "local" else begun.opened,

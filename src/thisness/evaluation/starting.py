@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigurationError, UserError, raise_all
 from ..files import checked_name, listed, sha256, write_json, write_text
 from .items import Benchmark
-from .plan import Row, Settled, make_plan, noun_sentence, plan_text
+from .plan import Row, Settled, batches_of, make_plan, noun_sentence, plan_text
 from .recipes import NamedRecipe, resolved
-from .results import FORMAT, PLAN, RUN, VERSION, canonical, read_about, read_rows
+from .results import FORMAT, PLAN, RUN, VERSION, Entry, canonical, read_about, read_rows
 
 if TYPE_CHECKING:
     from ..bases import Base
@@ -67,8 +68,11 @@ def start(
     sampling: Mapping[str, Any] | None,
     command: str,
     progress: bool,
+    extend: bool = False,
 ) -> Start:
     """Check everything, plan, and write what is run; or compare it with what was begun there.
+
+    extend: instead of another run's folder being refused, what it has is kept and the rest is planned beside it.
 
     Raises:
         UserError: what cannot be run, or another run's folder.
@@ -106,7 +110,9 @@ def start(
             shared[named.label, subject.name] = way.shared(opened, subject)
     raise_all(problems)
     hashes = {name: subject.hash for name, subject in subjects.items()}
-    rows = make_plan(benchmark, list(settled.values()), hashes, opened.signature, batch_size)
+    before = read_about(folder) if (folder / RUN).is_file() else None
+    batches = batches_of(benchmark.seeds, batch_size, _batches_there(before) if before else ())
+    rows = make_plan(benchmark, list(settled.values()), hashes, opened.signature, batches)
     text = plan_text(rows)
     about = {
         "format": FORMAT,
@@ -124,11 +130,18 @@ def start(
             "threads": threads,
         },
         "batch_size": batch_size,
+        "batches": [list(batch) for batch in batches],
         "metrics": {},
         "environment": environment(device, threads),
         "environments": [],
     }
-    _begin_or_compare(folder, about, text, progress)
+    if before is None:
+        write_text(folder / PLAN, text)
+        write_json(folder / RUN, about)
+    elif extend and before["plan"] != about["plan"]:
+        _extend(folder, before, about, rows, progress)
+    else:
+        _compare(folder, before, about, progress)
     _keep_references(folder, subjects)
     return Start(folder, rows, settled, owner, prepares, shared, opened.signature, opened)
 
@@ -241,37 +254,97 @@ def _recipe_data(settled: Settled, owner: str) -> dict[str, Any]:
     }
 
 
-def _begin_or_compare(folder: Path, about: dict[str, Any], text: str, progress: bool) -> None:
-    """Write run.json and plan.jsonl, or refuse a folder of another plan."""
-    if not (folder / RUN).is_file():
-        write_text(folder / PLAN, text)
-        write_json(folder / RUN, about)
-        return
-    before = read_about(folder)
+def _batches_there(about: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Of a run that was begun; before runs could be extended they were not written down."""
+    found = about.get("batches") or batches_of(about["benchmark"].get("seeds", ()), int(about["batch_size"]))
+    return [tuple(batch) for batch in found]
+
+
+def _compare(folder: Path, before: dict[str, Any], about: Mapping[str, Any], progress: bool) -> None:
+    """Refuse a folder of another plan."""
     read_rows(folder, before)
-    one = _flat({key: before.get(key) for key in _COMPARED})
-    other = _flat({key: about[key] for key in _COMPARED})
-    differs = [
-        f"{key}: {one.get(key, 'not there')} there, {other.get(key, 'not there')} here"
-        for key in dict.fromkeys([*one, *other])
-        if one.get(key) != other.get(key)
-    ]
+    differs = _differences(before, about)
     if not differs and before["plan"] != about["plan"]:
         differs = ["the plan, though all that was typed is the same: it was made by another version of thisness"]
     if differs:
         raise ConfigurationError(
-            f"{folder} holds another run ({listed(differs, 4)}): type what it was started with, or name another --out"
+            f"{folder} holds another run ({listed(differs, 4)}): type what it was started with, name another --out, or "
+            "keep what is there and add the rest with --extend"
         )
+    environments = _environments(before, about, progress)
+    if environments != before.get("environments", []):
+        write_json(folder / RUN, {**before, "environments": environments})
+
+
+def _extend(
+    folder: Path, before: Mapping[str, Any], about: Mapping[str, Any], rows: Sequence[Row], progress: bool
+) -> None:
+    """Write a plan that contains the one that is there.
+
+    Raises:
+        ConfigurationError: it does not: something would be lost.
+    """
+    shared = [label for label in before["recipes"] if label in about["recipes"]]
+    differs = _differences(
+        {**{key: before[key] for key in ("base", "batch_size")}, "recipes": {n: before["recipes"][n] for n in shared}},
+        {**{key: about[key] for key in ("base", "batch_size")}, "recipes": {n: about["recipes"][n] for n in shared}},
+    )
+    planned = {row.id for row in rows}
+    lost: list[Entry] = [row for row in _rows_there(folder) if row["id"] not in planned]
+    if lost and not differs:
+        parts = [
+            f"{what} {listed(names, 4)}" for what, names in (
+                ("recipe", _gone(lost, "recipe", {row.recipe for row in rows})),
+                ("subject", _gone(lost, "subject", {row.subject for row in rows})),
+                ("family", _gone(lost, "family", {row.family for row in rows})),
+                ("seed", _gone(lost, "seed", {row.seed for row in rows})),
+            ) if names
+        ]  # fmt: skip
+        differs = [f"{len(lost)} pictures of it are not asked for" + (f": {'; '.join(parts)}" if parts else "")]
+    if differs:
+        raise ConfigurationError(
+            f"{folder} cannot be extended by this ({listed(differs, 4)}): ask for all that is there, and more, or name "
+            "another --out"
+        )
+    kept = {"metrics": before["metrics"], "environment": before["environment"]}
+    write_text(folder / PLAN, plan_text(rows))  # killed in between, the same command writes both again
+    write_json(folder / RUN, {**about, **kept, "environments": _environments(before, about, progress)})
+
+
+def _rows_there(folder: Path) -> list[Entry]:
+    """Of the plan as it lies there, also if an extension was cut short before run.json told of it."""
+    text = (folder / PLAN).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _gone(lost: Sequence[Entry], what: str, asked: set[Any]) -> list[str]:
+    return [str(name) for name in dict.fromkeys(row[what] for row in lost) if name not in asked]
+
+
+def _differences(before: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
+    """What differs of all that decides pictures, said."""
+    one = _flat({key: before.get(key) for key in _COMPARED})
+    other = _flat({key: about.get(key) for key in _COMPARED})
+    return [
+        f"{key}: {one.get(key, 'not there')} there, {other.get(key, 'not there')} here"
+        for key in dict.fromkeys([*one, *other])
+        if one.get(key) != other.get(key)
+    ]
+
+
+def _environments(before: Mapping[str, Any], about: Mapping[str, Any], progress: bool) -> list[Any]:
+    """On what a run went on, beside what it was begun on."""
     known = [before["environment"], *before.get("environments", [])]
-    if about["environment"] not in known:
-        changes = [
-            f"{key} {before['environment'].get(key)} -> {value}"
-            for key, value in about["environment"].items()
-            if before["environment"].get(key) != value
-        ]
-        if progress:
-            print(f"note: begun elsewhere ({listed(changes)}): the last bits may differ", file=sys.stderr, flush=True)
-        write_json(folder / RUN, {**before, "environments": [*known[1:], about["environment"]]})
+    if about["environment"] in known:
+        return known[1:]
+    changes = [
+        f"{key} {before['environment'].get(key)} -> {value}"
+        for key, value in about["environment"].items()
+        if before["environment"].get(key) != value
+    ]
+    if progress:
+        print(f"note: begun elsewhere ({listed(changes)}): the last bits may differ", file=sys.stderr, flush=True)
+    return [*known[1:], about["environment"]]
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, str]:
