@@ -13,10 +13,16 @@ from thisness.evaluation.results import FORMAT, VERSION, identity_hash, line_of,
 @pytest.fixture
 def run_folder(tmp_path):
     """Two recipes, three subjects, one seed; one failure; the last picture not made yet."""
-    folder = tmp_path / "run"
+    folder = written(tmp_path / "run")
+    assert len(read_run(folder).scored) == 5  # the format is as this test believes
+    return folder
+
+
+def written(folder, recipes=("base", "learned")):
     plan, lines = [], []
     hashes = {name: identity_hash(each) for name, each in IDENTITIES.items()}
-    for recipe, same in (("base", 0.4), ("learned", 0.8)):
+    for recipe in recipes:
+        same = {"base": 0.4, "learned": 0.8}[recipe]
         for number in range(3):
             name = f"{recipe}-{number}"
             about = {"recipe": recipe, "subject": f"toy-{number}", "case": "c", "family": "pose", "seed": 0}
@@ -39,7 +45,7 @@ def run_folder(tmp_path):
         "format": FORMAT,
         "version": VERSION,
         "benchmark": {"name": "toys", "subjects": {f"toy-{n}": {"pictures": 1} for n in range(3)}},
-        "recipes": {"base": {"text": "base"}, "learned": {"text": "learned"}},
+        "recipes": {recipe: {"text": recipe} for recipe in recipes},
         "base": {"name": "tiny"},
         "metrics": IDENTITIES,
         "environment": {"threads": 1},
@@ -49,7 +55,6 @@ def run_folder(tmp_path):
     (folder / "plan.jsonl").write_text(text)
     (folder / "run.json").write_text(json.dumps(about))
     (folder / "results.jsonl").write_bytes(b"".join(line_of(line) for line in lines))
-    assert len(read_run(folder).scored) == 5  # the format is as this test believes
     return folder
 
 
