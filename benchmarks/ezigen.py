@@ -267,6 +267,13 @@ def make(given: argparse.Namespace) -> int:
     common = {"judge": JUDGE, "sampling": given.sampling, "workers": given.workers, "families": given.families}
     beside = [name for name in given.beside.split(",") if name]
     asked = main_recipes(given.weights, beside)
+    if given.parts:
+        from thisness.errors import UserError
+
+        unknown = [label for label in given.parts.split(",") if label not in asked]
+        if unknown:
+            raise UserError(f"--parts {','.join(unknown)}: the main run's recipes are {', '.join(asked)}")
+        asked = {label: asked[label] for label in given.parts.split(",")}
     code = bench(given.runs / "main", "one", asked, subjects=given.subjects, seeds=given.seeds, **common)
     if code in (0, 1) and given.sweep_subjects != "none":
         few = {"subjects": given.sweep_subjects, "seeds": given.sweep_seeds}
@@ -296,6 +303,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--subjects", default="", help="of the main run; all 20 by default")
     parser.add_argument("--seeds", default="", help="of the main run; 0-2 by default")
     parser.add_argument("--families", default="", help="of all runs; all by default")
+    parser.add_argument("--parts", default="", help="labels of the main run's recipes, others may follow later")
     parser.add_argument("--beside", default=BESIDE, help="methods to compare with, by commas")
     parser.add_argument("--sampling", default="", help="of all pictures but those of the recipe fast: steps=10")
     parser.add_argument("--sweep-subjects", default="rufus,mimi,bruno,hazel,bolt,earl,hiker,beetle", help="or none")
