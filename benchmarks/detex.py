@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from claims import HEAD, RULE, Claim, line, lines, over_toys
 from pages import cell, compared, save_figure
 
 if TYPE_CHECKING:
@@ -45,6 +47,49 @@ COLUMNS = (
     ("alone: CLIP-T", "alone", "clip-t"),
 )
 """Title, family of cases, metric."""
+ALONE = ("alone",)
+MAIN_CLAIMS = (
+    Claim("follows the sentence better", "clip-t", "detex", "custom-diffusion", "higher", ".325, .314", ALONE),
+    Claim("the same, as read", "oracle:follow", "detex", "custom-diffusion", families=ALONE),
+    Claim("keeps the thing itself better", "dino-i-fg", "detex", "custom-diffusion", "higher", ".612, .597", ALONE),
+    Claim("is less like whole references", "dino-i", "detex", "custom-diffusion", "lower", ".650, .660", ALONE),
+    Claim("loses less without their backgrounds", "drop", "detex", "custom-diffusion", "lower", ".038, .063", ALONE),
+)
+ABLATION_CLAIMS = (
+    Claim("mappers give identity", "dino-i-fg", "detex", "free", "higher", ".580, .579", ALONE),
+    Claim(
+        "the attention loss gives identity", "dino-i-fg", "detex", "no-attention-loss", "higher", ".580, .577", ALONE
+    ),
+    Claim("... and keeps poses", "oracle:pose", "detex", "no-attention-loss", families=("keep-pose",)),
+    Claim("... and backgrounds", "oracle:background", "detex", "no-attention-loss", families=("keep-background",)),
+    Claim("removed backgrounds give identity", "dino-i-fg", "detex", "gamma-0", "higher", ".580, .563", ALONE),
+    Claim("... and cost text", "clip-t", "detex", "gamma-0", "lower", ".330, .333", ALONE),
+    Claim(
+        "all removed, none can be kept",
+        "oracle:background",
+        "detex",
+        "gamma-1",
+        "higher",
+        "shown",
+        ("keep-background",),
+    ),
+    Claim("a masked loss costs identity", "dino-i-fg", "detex", "unmasked", "lower", ".562, .580", ALONE),
+    Claim("the same beside random fills", "dino-i-fg", "detex", "unmasked-random", "lower", families=ALONE),
+    Claim("centred words follow better", "oracle:follow", "detex", "paper-words", "higher", "ours", ALONE),
+)
+FEWER_CLAIMS = tuple(
+    Claim(f"one picture gives less identity than {count}", "dino-i-fg", f"of {count}", "of 1", "higher", "shown", ALONE)
+    for count in (2, 4)
+)
+"""The paper's tables 1, 3 and 4 (SD 1.4, DreamBench); "shown" where it has pictures, "ours" where it says nothing."""
+KEPT = (
+    ("[P] of a picture brings back its pose", "keep-pose", "oracle:pose"),
+    ("... while the place is followed", "keep-pose", "oracle:background"),
+    ("[B] of a picture brings back its background", "keep-background", "oracle:background"),
+    ("... while the pose is followed", "keep-background", "oracle:pose"),
+    ("[V] alone: the asked pose", "alone", "oracle:pose"),
+    ("[V] alone: the asked place", "alone", "oracle:background"),
+)
 INTRODUCTION = """\
 Made by `.venv/bin/python benchmarks/detex.py`; do not edit. Held-out toys, four pictures each, read by the embedded
 judge (docs/judges.md). Every number is a mean over toys of their means, with its 95 % interval over toys. "Pose
@@ -57,23 +102,57 @@ def run(out: Path, size: str, recipes: str, subjects: str, seeds: str, workers: 
     """One run; 0 or 1 (some pictures could not be made) if there is something to read."""
     from thisness.cli import run as thisness
 
-    words = [
-        "bench",
-        "run",
-        "playroom",
-        "--extend",
-        "--size",
-        size,
-        "--recipes",
-        recipes,
-        "--judge",
-        JUDGE,
-        "--out",
-        str(out),
-    ]
-    words += ["--workers", str(workers)]
+    words = ["bench", "run", "playroom", "--extend", "--size", size, "--recipes", recipes, "--judge", JUDGE]
+    words += ["--out", str(out), "--workers", str(workers)]
     words += ["--subjects", subjects] if subjects else []
     return thisness([*words, "--seeds", seeds] if seeds else words)
+
+
+def chance(noun: str, metric: str) -> float:
+    """How often a pose or a place would be right by chance."""
+    from thisness.playroom.world import BACKGROUNDS, poses_of
+
+    return 1 / len(poses_of(noun) if metric == "oracle:pose" else BACKGROUNDS)
+
+
+def kept_lines(rows: Sequence[Scored], nouns: Mapping[str, str]) -> list[str]:
+    """Rows of the table of claims: what each word of DETEX keeps, over chance."""
+    from thisness.evaluation.statistics import subject_of, unit_means
+
+    found = []
+    for says, family, metric in KEPT:
+        means = unit_means([row for row in rows if row.family == family], metric, subject_of)
+        over = [mean - chance(nouns[toy], metric) for toy, mean in means.items()]
+        if over:
+            found.append(line(says, f"{metric}, {family}, less chance: higher", "shown", over_toys(over, "higher")))
+    return found
+
+
+def with_drop(rows: Sequence[Scored]) -> list[Scored]:
+    """The rows, and how much identity is less to references without their backgrounds."""
+    found = []
+    for row in rows:
+        whole, cut = row.values.get("dino-i"), row.values.get("dino-i-fg")
+        drop = None if whole is None or cut is None else whole - cut
+        found.append(replace(row, values={**row.values, "drop": drop}))
+    return found
+
+
+def claims_section(root: Path, main: Run) -> list[str]:
+    """What the paper says, by the rule."""
+    from thisness.evaluation.results import read_run
+    from thisness.evaluation.statistics import by_recipe
+
+    rows = by_recipe(with_drop(main.scored))
+    nouns = {name: each["noun"] for name, each in main.benchmark["subjects"].items()}
+    text = ["## Claims", "", RULE, "", *HEAD, *lines(MAIN_CLAIMS, rows), *kept_lines(rows.get("detex", ()), nouns)]
+    if (root / "ablations" / "run.json").exists():
+        text += lines(ABLATION_CLAIMS, by_recipe(read_run(root / "ablations").scored))
+    fewer = {
+        f"of {count}": list(read_run(root / f"of-{count}").scored)
+        for count in (1, 2, 3) if (root / f"of-{count}" / "run.json").exists()
+    }  # fmt: skip
+    return [*text, *lines(FEWER_CLAIMS, {**fewer, "of 4": rows.get("detex", [])}), ""]
 
 
 def table(runs: Sequence[tuple[str, Sequence[Scored]]]) -> list[str]:
@@ -116,6 +195,7 @@ def page(root: Path, target: Path) -> None:
     text = [
         "# DETEX on the Playroom", "",
         INTRODUCTION, "",
+        *claims_section(root, main),
         f"## DETEX and Custom Diffusion: {len(main.references)} toys, {len(main.benchmark['seeds'])} seeds", "",
         f"Toys: {', '.join(main.references)}. Without options the command takes 12 toys, 3 seeds, all ablations.", "",
         *table(list(rows.items())), "",
@@ -160,7 +240,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "detex.md")
     parser.add_argument("--subjects", default="", help="of the main run; all 12 by default")
     parser.add_argument("--seeds", default="", help="of the main run; 0-2 by default")
-    parser.add_argument("--ablation-subjects", default="rufus,mimi,kiwi,earl,beetle", help="none: no ablations")
+    parser.add_argument("--ablation-subjects", default="rufus,mimi,kiwi,bolt,earl,beetle", help="or none")
     parser.add_argument("--ablation-seeds", default="0")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only-page", action="store_true", help="write the page from what the runs hold")
