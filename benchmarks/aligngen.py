@@ -207,7 +207,7 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
     text += [*differences(rows, pairs, METRICS), ""]
     across, up = ("oracle:follow", "followed"), ("oracle:identity", "concept")
     text += tradeoff(rows, list(rows), figures / "tradeoff.png", across, up)
-    text += sheet_of(main, rows, list(rows), figures / "pictures.png", "The reference, then by each recipe")
+    text += sheet_of(main, rows, list(rows), figures / "pictures.webp", "The reference, then by each recipe")
     if ablated:
         run = read(root / "ablations")
         assert run is not None
@@ -219,7 +219,7 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
             text += ["Share of black references in training, .1 to .9 (the paper's Table 3):", ""]
             text += tradeoff(together, drops, figures / "drops.png", across, up, joined=True)
     nouns = {name: each["noun"] for name, each in main.benchmark["subjects"].items()}
-    text += aligngen_pairs.section(main.references, nouns, root / "pairs", figures / "pairs.png", pair_seeds)
+    text += aligngen_pairs.section(main.references, nouns, root / "pairs", figures / "pairs.webp", pair_seeds)
     write_text(target, "\n".join(text).rstrip() + "\n")
 
 

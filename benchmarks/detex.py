@@ -191,7 +191,7 @@ def page(root: Path, target: Path) -> None:
     main = read_run(root / "main")
     rows = by_recipe(main.scored)
     target.with_suffix("").mkdir(parents=True, exist_ok=True)
-    pictures(main, target.with_suffix("") / "kept.png")
+    pictures(main, target.with_suffix("") / "kept.webp")
     text = [
         "# DETEX on the Playroom", "",
         INTRODUCTION, "",
@@ -209,7 +209,7 @@ def page(root: Path, target: Path) -> None:
         text.append("")
     seconds = {label: [s for (of, _), s in main.learning.items() if of == label] for label in rows}
     text += [f"Learning took {sum(s) / len(s):.0f} s a toy by {label}." for label, s in seconds.items() if s]
-    text += ["", f"![kept poses, kept backgrounds, the subject alone]({target.stem}/kept.png)", ""]
+    text += ["", f"![kept poses, kept backgrounds, the subject alone]({target.stem}/kept.webp)", ""]
     if (root / "ablations" / "run.json").exists():
         ablations = read_run(root / "ablations")
         by = by_recipe(ablations.scored)

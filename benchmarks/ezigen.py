@@ -210,7 +210,7 @@ def page(root: Path, target: Path) -> None:
     pairs += [("iterated", other) for other in BESIDE.split(",")]
     text += ["Differences:", "", *differences(rows, pairs, METRICS), ""]
     text += tradeoff(rows, list(rows), figures / "tradeoff.png", ("clip-t", "CLIP-T"), ("dino-i", "identity"))
-    text += sheet_of(main, rows, list(rows), figures / "pictures.png", "The reference, then by each recipe")
+    text += sheet_of(main, rows, list(rows), figures / "pictures.webp", "The reference, then by each recipe")
     if swept:
         run = read(root / "sweep")
         assert run is not None
@@ -236,7 +236,7 @@ def page(root: Path, target: Path) -> None:
         three = label("loops", 3)
         text += ["### Beyond the paper", "", *table(swept, [three, *EXTRAS], METRICS), "", "Minus three loops:", ""]
         text += [*differences(swept, [(name, three) for name in EXTRAS], METRICS), ""]
-    text += ezigen_edits.section(root / "edits", figures / "edits.png")
+    text += ezigen_edits.section(root / "edits", figures / "edits.webp")
     if (root / "cost.json").is_file():
         text += cost_section(read_json(root / "cost.json"))
     text += ["Adapters of a trained reference encoder (rows a to c of figure 9) are not trained here; nothing is said "

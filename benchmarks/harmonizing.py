@@ -217,7 +217,7 @@ def page(
         across, up = ("oracle:pose", "asked pose read") if here else ("clip-t", "CLIP-T"), ("dino-i", "identity")
         text += tradeoff(rows, [*labels, "base"], figures / f"{host}.png", across, up)
         shown = [host, *(f"{host}-{name}" for name in (*PARTS, *CONTROLS, "weaker", "text", "visual"))]
-        text += sheet_of(main, rows, shown, figures / f"{host}-pictures.png", f"{host}: the reference, then by recipe")
+        text += sheet_of(main, rows, shown, figures / f"{host}-pictures.webp", f"{host}: the reference, then by recipe")
     text += [*extras_section(root, hosts, masker), *cost_section(root)]
     text += ["Sentences are those of `--size pose` (docs/benchmarks.md)."] if here else []
     text += [

@@ -36,6 +36,7 @@ RECIPES = {
 """By label. Not among them yet: dreambooth and detex, which learn for minutes a toy."""
 FLUX_RECIPES = {"flux-base": "base", "ominicontrol": "ominicontrol", "aligngen": "aligngen"}
 """On the embedded FLUX: a run of its own beside the other."""
+SHEETS = ("examples", "side-by-side")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -50,14 +51,15 @@ def publish(runs: Sequence[Path], page: Path) -> list[Path]:
         written = write_report(joined([read_run(run) for run in runs]), temporary, x="oracle:follow", y="dino-i")
         figures = [path for path in written if path.suffix == ".png"]
         text = next(path for path in written if path.suffix == ".md").read_text()
-        for path in figures:
-            text = re.sub(rf"\]\((?:\./)?{re.escape(path.name)}\)", f"]({page.stem}/{path.name})", text)
+        names = {path: f"{path.stem}.webp" if path.stem in SHEETS else path.name for path in figures}
+        for path, name in names.items():
+            text = re.sub(rf"\]\((?:\./)?{re.escape(path.name)}\)", f"]({page.stem}/{name})", text)
         page.parent.mkdir(parents=True, exist_ok=True)
         with directory(page.with_suffix(""), overwrite=True) as building:
-            for path in figures:
-                save_figure(Image.open(path), building / path.name)
+            for path, name in names.items():
+                save_figure(Image.open(path), building / name)
         write_text(page, text)
-    return [page, *(page.with_suffix("") / path.name for path in figures)]
+    return [page, *(page.with_suffix("") / name for name in names.values())]
 
 
 def main(words: list[str] | None = None) -> int:

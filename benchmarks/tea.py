@@ -146,8 +146,8 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
     text += [difference(method, rows[f"{method}-tea"], rows[method]) for method in methods]
     figures = target.with_suffix("")
     figures.mkdir(parents=True, exist_ok=True)
-    compare(run, rows, methods, figures / "pictures.png")
-    text += ["", f"![with and without]({target.stem}/pictures.png)", ""]
+    compare(run, rows, methods, figures / "pictures.webp")
+    text += ["", f"![with and without]({target.stem}/pictures.webp)", ""]
     if swept is not None:
         others = swept
         by = by_recipe(others.scored)
@@ -180,7 +180,7 @@ def page(root: Path, target: Path, pair_seeds: Sequence[int]) -> None:
     for method in (SWEPT,) if pair_seeds else ():
         folders = {path.name: path for path in sorted((run.folder / "concepts" / method).glob("*")) if _whole(path)}
         text += tea_pairs.section(
-            method, folders, run.references, root / "pairs", figures / "pairs.png", pair_seeds
+            method, folders, run.references, root / "pairs", figures / "pairs.webp", pair_seeds
         )  # fmt: skip
     write_text(target, "\n".join(text).rstrip() + "\n")
 

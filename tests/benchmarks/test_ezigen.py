@@ -82,7 +82,8 @@ def test_verdicts_follow_from_the_planted_numbers(written):
 
 
 def test_every_picture_that_the_page_shows_is_there(written):
-    named = [part.split(")")[0] for part in written.read_text().split("](") if ".png" in part.split(")")[0]]
+    named = [part.split(")")[0] for part in written.read_text().split("](")[1:]]
+    named = [name for name in named if name.endswith((".png", ".webp"))]
     assert len(named) >= 4 and all((written.parent / name).is_file() for name in named)
 
 

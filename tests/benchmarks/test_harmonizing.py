@@ -85,7 +85,8 @@ def test_verdicts_follow_from_the_planted_numbers(written):
 
 
 def test_every_picture_that_the_page_shows_is_there(written):
-    named = [part.split(")")[0] for part in written.read_text().split("](") if ".png" in part.split(")")[0]]
+    named = [part.split(")")[0] for part in written.read_text().split("](")[1:]]
+    named = [name for name in named if name.endswith((".png", ".webp"))]
     assert len(named) >= 3 and all((written.parent / name).is_file() for name in named)
 
 
@@ -183,4 +184,4 @@ def test_on_a_copy_of_ones_own(tmp_path):
     assert text.startswith("# Harmonizing on folder") and "2 subjects, 1 seed, 20 pictures" in text
     assert "oracle:" not in text and "Playroom" not in text.replace("playroom-", "")
     assert verdict(text, "orchestration follows the text better") == "no verdict", "two subjects are too few"
-    assert (tmp_path / "page" / "own" / "ip-adapter-pictures.png").is_file()
+    assert (tmp_path / "page" / "own" / "ip-adapter-pictures.webp").is_file()
