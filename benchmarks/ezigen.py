@@ -262,22 +262,31 @@ def cost_section(found: Mapping[str, Any]) -> list[str]:
     return [*text, ""]
 
 
+def chosen(asked: dict[str, str], labels: str) -> dict[str, str]:
+    """Those recipes, or all for "".
+
+    Raises:
+        UserError: there is none of that label.
+    """
+    from thisness.errors import UserError, nearest
+
+    for label in labels.split(",") if labels else ():
+        if label not in asked:
+            raise UserError(f"no recipe is called {label!r}{nearest(label, list(asked))}: {', '.join(asked)}")
+    return {label: asked[label] for label in labels.split(",")} if labels else asked
+
+
 def make(given: argparse.Namespace) -> int:
     """All runs; the worst exit code of those that have something to read."""
     common = {"judge": JUDGE, "sampling": given.sampling, "workers": given.workers, "families": given.families}
     beside = [name for name in given.beside.split(",") if name]
     asked = main_recipes(given.weights, beside)
-    if given.parts:
-        from thisness.errors import UserError
-
-        unknown = [label for label in given.parts.split(",") if label not in asked]
-        if unknown:
-            raise UserError(f"--parts {','.join(unknown)}: the main run's recipes are {', '.join(asked)}")
-        asked = {label: asked[label] for label in given.parts.split(",")}
+    asked = chosen(asked, given.parts)
     code = bench(given.runs / "main", "one", asked, subjects=given.subjects, seeds=given.seeds, **common)
     if code in (0, 1) and given.sweep_subjects != "none":
         few = {"subjects": given.sweep_subjects, "seeds": given.sweep_seeds}
-        code = max(code, bench(given.runs / "sweep", "one", sweep_recipes(given.weights), **few, **common))
+        recipes = chosen(sweep_recipes(given.weights), given.sweep_parts)
+        code = max(code, bench(given.runs / "sweep", "one", recipes, **few, **common))
     if code not in (0, 1):
         return code
     from thisness.cli.options import parse_seeds
@@ -308,6 +317,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--sampling", default="", help="of all pictures but those of the recipe fast: steps=10")
     parser.add_argument("--sweep-subjects", default="rufus,mimi,bruno,hazel,bolt,earl,hiker,beetle", help="or none")
     parser.add_argument("--sweep-seeds", default="0")
+    parser.add_argument("--sweep-parts", default="", help="as --parts, of the sweep's")
     parser.add_argument("--edit-toys", default="rufus,mimi,bruno,hazel,saffron,kiwi,bolt,earl", help="or none")
     parser.add_argument("--edit-seeds", default="0-1")
     parser.add_argument("--cost-steps", type=int, default=ezigen_cost.STEPS)

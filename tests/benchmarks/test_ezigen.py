@@ -10,6 +10,7 @@ import pytest
 from evaluation.synthetic import picture, row
 from PIL import Image
 
+from thisness.errors import UserError
 from thisness.evaluation.recipes import parse_recipes, resolved, split_recipes
 from thisness.files import write_json
 
@@ -104,6 +105,13 @@ def test_recipes_are_ones_that_can_be_run(tmp_path):
     assert usual not in known[1], "the same as loops-3, which a run refuses"
     for claims, labels in zip((ezigen.parts() + ezigen.parts("-paper"), ezigen.sweep_claims()), known, strict=True):
         assert {side for claim in claims for side in (claim.first, claim.second)} <= {*labels, usual}
+
+
+def test_parts_of_a_run_are_chosen_by_their_labels():
+    asked = ezigen.main_recipes(None, ["ip-adapter"])
+    assert list(ezigen.chosen(asked, "iterated,base")) == ["iterated", "base"] and ezigen.chosen(asked, "") == asked
+    with pytest.raises(UserError, match="did you mean 'iterated'"):
+        ezigen.chosen(asked, "base,iteratet")
 
 
 def test_calls_by_the_formula_of_the_paper():
