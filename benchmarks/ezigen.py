@@ -44,7 +44,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
 JUDGE = 'oracle:columns="follow,pose,background"'
 METRICS = (
     ("CLIP-T", "clip-t"), ("followed", "oracle:follow"), ("CLIP-I", "clip-i"), ("identity", "dino-i"),
-    ("identity, cut out", "dino-i-fg"), ("contrast", "contrast"),
+    ("identity, cut out", "dino-i-fg"), ("pose copied", "copy-pose"), ("contrast", "contrast"),
 )  # fmt: skip
 FAST_MARGIN = 0.01
 INTRODUCTION = """\
@@ -123,7 +123,8 @@ def sweep_claims() -> list[Claim]:
         found.append(Claim(says, "dino-i", one, other, published=FIGURE_9[earlier, later]))
     for less, more in zip(LOOPS, LOOPS[1:], strict=False):
         one, other = label("loops", more), label("loops", less)
-        found.append(Claim(f"{more} loops give more identity than {less}", "dino-i", one, other))
+        says = f"{more} loop{' gives' if more == 1 else 's give'} more identity than {less}"
+        found.append(Claim(says, "dino-i", one, other))
     last, first = label("loops", LOOPS[-1]), label("loops", LOOPS[0])
     found.append(Claim("contrast decays with loops", "contrast", last, first, "lower", "70 to 54, 61 to 42"))
     small, large = label("share", SHARES[0]), label("share", SHARES[-1])
