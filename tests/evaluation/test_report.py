@@ -128,6 +128,16 @@ def test_pictures_are_the_rows_own(tmp_path):
     assert sum(a["alt"].startswith("reference of") for tag, a in page.elements if tag == "img") >= 6
 
 
+def test_what_all_recipes_miss_is_told_once(tmp_path):
+    values = {name: subjects(3, 0.3, 0.4) for name in "abcde"}
+    missing = {(name, "toy-0") for name in "abcd"} | {("e", "toy-0"), ("e", "toy-1")}
+    notes = gather(run(tmp_path, values, missing=missing)).notes
+    assert [note for note in notes if "no value" in note] == [
+        "each of 4 recipes: 4 pictures have no value of dino-i; means leave them out.",
+        "e: 8 pictures have no value of dino-i; means leave them out.",
+    ]
+
+
 def test_failures_and_missing_values_are_counted_and_told(tmp_path):
     fake = two(tmp_path, failed={("odd", "toy-3"): "out of memory"}, missing={("plain", "toy-1")}, planned=125)
     page, text, data = written(fake, tmp_path)

@@ -336,9 +336,14 @@ def _notes(recipes: Sequence[RecipeSummary], subjects: int, x: str, y: str) -> l
                 f"{each.recipe}: {each.failed} of {each.rows} pictures could not be made. They have no values, so its "
                 "means are over the others and may flatter it; paired differences use shared rows only."
             )
-        for metric in dict.fromkeys((x, y)):
-            if missing := each.values[metric].missing:
-                notes.append(f"{each.recipe}: {missing} pictures have no value of {metric}; its mean leaves them out.")
+    for metric in dict.fromkeys((x, y)):
+        alike: dict[int, list[str]] = {}
+        for each in recipes:
+            alike.setdefault(each.values[metric].missing, []).append(each.recipe)
+        for missing, names in alike.items():
+            if missing:
+                who = f"each of {len(names)} recipes" if len(names) > 3 else ", ".join(names)
+                notes.append(f"{who}: {missing} pictures have no value of {metric}; means leave them out.")
     if x == y:
         notes.append(f"The run has metrics of one kind only: {x} is on both axes.")
     if len(recipes) == 1:
