@@ -227,16 +227,20 @@ def page(root: Path, target: Path) -> None:
             )}  # fmt: skip
             panels = {said: by for said, by in panels.items() if by["toys"]}
             labels = [label(kind, value) for value in values]
+            if sum(bool(swept.get(each)) for each in labels) < 2:
+                continue
             text += [f"### {title}", "", *table(swept, labels, METRICS), ""]
             if panels:
                 curves(panels, figures / f"{kind}.png", title, across)
                 text += [f"![{title}]({figures.name}/{kind}.png)", ""]
-        shares = [label("share", value) for value in SHARES]
-        axes = ("clip-t", "CLIP-T"), ("dino-i", "identity")
-        text += tradeoff(swept, shares, figures / "shares.png", *axes, joined=True)
+        shares = [each for each in (label("share", value) for value in SHARES) if swept.get(each)]
+        if len(shares) > 1:
+            axes = ("clip-t", "CLIP-T"), ("dino-i", "identity")
+            text += tradeoff(swept, shares, figures / "shares.png", *axes, joined=True)
         three = label("loops", 3)
-        text += ["### Beyond the paper", "", *table(swept, [three, *EXTRAS], METRICS), "", "Minus three loops:", ""]
-        text += [*differences(swept, [(name, three) for name in EXTRAS], METRICS), ""]
+        if extras := [name for name in EXTRAS if swept.get(name)]:
+            text += ["### Beyond the paper", "", *table(swept, [three, *extras], METRICS), "", "Minus three loops:", ""]
+            text += [*differences(swept, [(name, three) for name in extras], METRICS), ""]
     text += ezigen_edits.section(root / "edits", figures / "edits.webp")
     if (root / "cost.json").is_file():
         text += cost_section(read_json(root / "cost.json"))
