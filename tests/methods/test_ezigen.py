@@ -405,3 +405,22 @@ def test_the_loop_stops_when_pictures_are_alike(base, one, weights, keep, monkey
         assert np.array_equal(picture, np.asarray(made.stages[row][report["kept"][row]]))
     never = draw(base, read(one, base, weights, min_loops=1, max_loops=3, threshold=2.0, similarity="stub"))
     assert len(never.stages[0]) == 4
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_draws_the_same_whoever_came_before(subject, tmp_path):
+    """In its place, with subjects and without in turns: nothing of one run stays in the graph of the next."""
+    base = tiny.base("v_prediction")
+    weights = write_weights(tmp_path / "weights", base, random_adapter(base))
+    green = Subject("ivy", "dog", (Image.new("RGB", (16, 16), (0, 200, 90)),), (np.ones((16, 16), np.float32),))
+
+    def drawn(who=None):
+        concept = read(who, base, weights) if who is not None else None
+        text = "a {subject} on the beach" if who is not None else "a dog on the beach"
+        return np.asarray(generate(base, text, concept=concept, seeds=(0,), options=OPTIONS).images[0])
+
+    turns = [None, subject, None, green, subject, None]
+    plain = [drawn(who) for who in turns]
+    assert not np.array_equal(plain[1], plain[3]), "two subjects give two pictures"
+    base.denoiser.compile(backend="eager")
+    assert all(np.array_equal(drawn(who), wanted) for who, wanted in zip(turns, plain, strict=True))

@@ -159,9 +159,23 @@ class EndpointRater:
     def rate(self, asked: Sequence[Asked], done: Callable[[Answer], None]) -> None:
         stop = threading.Event()
         waiting: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-        finished: queue.SimpleQueue[tuple[Answer, bool] | BaseException] = queue.SimpleQueue()
+        finished: queue.SimpleQueue[tuple[Answer, int] | BaseException] = queue.SimpleQueue()
+        in_a_row = 0
         for each in asked:
             waiting.put(each)
+
+        def counted(answer: Answer, outage: bool) -> int:
+            """How many failed in a row; too many, and nobody asks any more, however busy the thread that waits is."""
+            nonlocal in_a_row
+            with self._lock:
+                if stop.is_set():
+                    return 0  # cut short, perhaps by what another one counted
+                self._worked |= answer.valid
+                refused = bool(answer.failure) and not answer.raw and (outage or not self._worked)
+                in_a_row = in_a_row + 1 if refused else 0
+                if in_a_row >= IN_A_ROW:
+                    stop.set()
+                return in_a_row
 
         def work() -> None:
             while not stop.is_set():
@@ -170,7 +184,8 @@ class EndpointRater:
                 except queue.Empty:
                     return
                 try:
-                    finished.put(self._ask(each, stop))
+                    answer, outage = self._ask(each, stop)
+                    finished.put((answer, counted(answer, outage)))
                 except BaseException as error:  # handed to the thread that waits
                     finished.put(error)
                     return
@@ -181,20 +196,16 @@ class EndpointRater:
         ]
         for thread in threads:
             thread.start()
-        in_a_row = 0
         try:
             for _ in asked:
                 result = finished.get()
                 if isinstance(result, BaseException):
                     raise result
-                answer, outage = result
+                answer, failed = result
                 done(answer)
-                self._worked |= answer.valid
-                refused = bool(answer.failure) and not answer.raw and (outage or not self._worked)
-                in_a_row = in_a_row + 1 if refused else 0
-                if in_a_row >= IN_A_ROW:
+                if failed >= IN_A_ROW:
                     raise UserError(
-                        f"the endpoint failed at {in_a_row} ratings in a row (last: {answer.failure}): see to it and "
+                        f"the endpoint failed at {failed} ratings in a row (last: {answer.failure}): see to it and "
                         "run the same again; what was answered is kept"
                     )
         except BaseException as error:
