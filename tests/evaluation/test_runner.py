@@ -215,6 +215,15 @@ def test_an_extension_that_would_lose_something_is_refused(copy, base, bench):
     assert {path: path.read_bytes() for path in copy.rglob("*.json*")} == before
 
 
+@pytest.mark.parametrize("damage", [b'{"id": "x', None])
+def test_a_damaged_plan_is_not_extended(copy, base, bench, damage):
+    (copy / "plan.jsonl").unlink()
+    if damage is not None:
+        (copy / "plan.jsonl").write_bytes(damage)
+    with pytest.raises(UserError, match="plan.jsonl cannot be read .*start anew"):
+        go(base, bench, copy, seeds=[0, 1, 2], extend=True)
+
+
 def test_an_extension_that_was_cut_short_is_typed_again(copy, base, bench, monkeypatch):
     from thisness.evaluation import starting
 

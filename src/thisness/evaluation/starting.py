@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError, UserError, raise_all
+from ..errors import ArtefactError, ConfigurationError, UserError, raise_all
 from ..files import checked_name, listed, sha256, write_json, write_text
 from .items import Benchmark
 from .plan import Row, Settled, batches_of, make_plan, noun_sentence, plan_text
@@ -313,8 +313,11 @@ def _extend(
 
 def _rows_there(folder: Path) -> list[Entry]:
     """Of the plan as it lies there, also if an extension was cut short before run.json told of it."""
-    text = (folder / PLAN).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    path = folder / PLAN
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read ({type(error).__name__}): start anew in another folder") from error
 
 
 def _gone(lost: Sequence[Entry], what: str, asked: set[Any]) -> list[str]:
